@@ -1,0 +1,155 @@
+"""The configuration of models and runs: strict pydantic models, YAML in, `--set key=value` over it.
+
+The docstring under a field is its manual. A bad value raises ConfigError naming file, field, value and rule.
+"""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from hpcm_scale.errors import ConfigError
+
+Positive = Annotated[int, Field(gt=0)]
+Count = Annotated[int, Field(ge=0)]
+
+
+class StrictModel(BaseModel):
+    """Unknown keys are errors, values never change after reading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+T = TypeVar("T", bound=StrictModel)
+
+
+class SharedNetConfig(StrictModel):
+    """A shared context net: residual blocks at 3M channels, the step scale, more blocks, 1×1 to 2M channels."""
+
+    before: Count
+    """DWConvRB(3M) before the step scale."""
+    after: Count
+    """DWConvRB(3M) between the step scale and the 1×1 convolution to 2M channels."""
+    out: Count = 0
+    """DWConvRB(2M) after that convolution."""
+
+
+class ModelConfig(StrictModel):
+    """One network of the HPCM family. The defaults are HPCM-Base (arXiv 2507.19125)."""
+
+    name: str = "base"
+    """What the model is called in reports and file names."""
+    architecture: Literal["hpcm", "charm", "dcvc-dc-intra"] = "hpcm"
+    """The context model: HPCM, or one of the papers' two baselines on the same transforms."""
+    latent_channels: Positive = 320
+    """M, channels of the latents y; a multiple of 8, the number of channel groups of the schedule."""
+    hyper_channels: Positive = 256
+    """N, channels of the hyper-latents z."""
+    widths: tuple[Positive, Positive, Positive] = (96, 192, 384)
+    """Channels of the transforms at 1/2, 1/4 and 1/8 of the image side."""
+    outer_kernel: Literal[2, 4] = 4
+    """Kernel of the outermost down- and up-sampling."""
+    partial_ratio: Positive = 4
+    """r: a PConvRB convolves the first 1/r of its channels."""
+    expansion: Positive = 4
+    """m: hidden channels of a PConvRB over its channels."""
+    analysis_depths: tuple[Count, Count, Count, Count] = (2, 2, 4, 0)
+    """PConvRBs of g_a at each of the three widths and at M."""
+    synthesis_depths: tuple[Count, Count, Count, Count] = (2, 2, 4, 0)
+    """PConvRBs of g_s at each of the three widths and at M."""
+    hyper_width: Positive = 256
+    """Channels between the two resamplings of h_a and h_s."""
+    hyper_depths: tuple[Count, Count] = (1, 3)
+    """PConvRBs of h_a and h_s beside y (M channels in h_a, 2M in h_s) and at the hyper width."""
+    schedule: str = "2-3-6"
+    """Coding steps in each of the three scales."""
+    hierarchical: bool = True
+    """Each scale on its own grid; False runs every step's nets on the full grid (ablation)."""
+    hyper_alignment: Literal["aligned", "official"] = "aligned"
+    """Which hyper-parameters enter S2: each position's own, or the published program's misplaced ones."""
+    adaptor_depths: tuple[Count, Count, Count] = (0, 0, 0)
+    """DWConvRB(3M) in each step adaptor of S1, S2, S3; 0 is one 1×1 convolution."""
+    shared_s12: SharedNetConfig = SharedNetConfig(before=2, after=1)
+    """The net that S1 and S2 share."""
+    shared_s3: SharedNetConfig = SharedNetConfig(before=3, after=2)
+    """The net of S3."""
+    fusion: Literal["attention", "psi", "none"] = "attention"
+    """What the context becomes after a step: windowed cross-attention, ψ itself, or unchanged (ablation)."""
+    heads: Positive = 32
+    """Attention heads over the 2M context channels."""
+    windows: tuple[Positive, Positive, Positive] = (4, 8, 8)
+    """Side of the attention windows in S1, S2, S3, in positions of their own grid."""
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> Self:
+        if self.latent_channels % 8:
+            raise ValueError(
+                f"latent_channels: {self.latent_channels} is not a multiple of 8 "
+                "(the schedule codes M channels in 8 groups)"
+            )
+        if self.fusion == "attention" and (2 * self.latent_channels) % self.heads:
+            raise ValueError(
+                f"heads: {self.heads} does not divide the context's 2M = {2 * self.latent_channels} channels"
+            )
+        for width in (*self.widths, self.latent_channels, self.hyper_width):
+            if width < self.partial_ratio:
+                raise ValueError(
+                    f"partial_ratio: {self.partial_ratio} is more than the {width} channels of a layer"
+                )
+        return self
+
+
+def describe(error: ValidationError, source: str) -> str:
+    """One line for a pydantic error: source, dotted field, value, rule, and the field's own docstring."""
+    parts = []
+    for item in error.errors():
+        field = ".".join(str(p) for p in item["loc"])
+        message = item["msg"].removeprefix("Value error, ")
+        if item["type"] == "extra_forbidden":
+            parts.append(f"{field}: unknown key")
+        elif not field or item["type"] == "value_error":
+            parts.append(f"{field}.{message}" if field else message)
+        elif item["type"] == "missing":
+            parts.append(f"{field}: is required")
+        else:
+            parts.append(f"{field}: {item['input']!r}: {message[0].lower()}{message[1:]}")
+    return f"{source}: " + "; ".join(parts)
+
+
+def parse(kind: type[T], values: Any, source: str) -> T:
+    """Validate `values` as `kind`.
+
+    Raises:
+        ConfigError: naming `source`, the field, the value and the rule it breaks.
+    """
+    if not isinstance(values, dict):
+        raise ConfigError(f"{source}: expected keys and values, found {type(values).__name__}")
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(describe(error, source)) from None
+
+
+def read_yaml(path: Path | str) -> dict[str, Any]:
+    """The mapping in a YAML file.
+
+    Raises:
+        ConfigError: if the file cannot be read or is not a YAML mapping.
+    """
+    try:
+        values = yaml.safe_load(Path(path).read_text())
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read ({error})") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: is not YAML ({error})") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: expected keys and values at the top level")
+    return values
+
+
+def configs_folder(kind: str) -> Path:
+    """The folder configs/<kind>, beside the package in a checkout or inside it when installed from a wheel."""
+    package = Path(__file__).parent
+    inside = package / "configs" / kind
+    return inside if inside.is_dir() else package.parent / "configs" / kind

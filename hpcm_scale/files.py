@@ -1,0 +1,38 @@
+"""Writing files so that an interrupted command leaves either the old file or the new one, never half of one."""
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def atomic_path(target: Path | str) -> Iterator[Path]:
+    """A temporary path beside `target`; renamed onto it if the block ends well, removed if it raises.
+
+    Raises:
+        OSError: if the folder of `target` cannot be made or written.
+    """
+    target = Path(target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    # Same suffix as the target: libraries that choose a format by extension still see it.
+    handle, name = tempfile.mkstemp(
+        prefix=f".{target.stem[:64]}.", suffix=f".tmp{target.suffix}", dir=target.parent
+    )
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        umask = os.umask(0)  # mkstemp makes 0600; give the file the mode any new file would have
+        os.umask(umask)
+        temporary.chmod(0o666 & ~umask)
+        temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def atomic_write(target: Path | str, data: bytes | str) -> None:
+    """Replace `target` by `data` in one step."""
+    with atomic_path(target) as temporary:
+        temporary.write_bytes(data.encode() if isinstance(data, str) else data)
