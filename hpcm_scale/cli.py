@@ -31,11 +31,12 @@ def _root(version: bool = typer.Option(False, "--version", help="Print the versi
 
 
 def main() -> None:
-    """Entry point: a user's error becomes one line on stderr and exit code 2, a closed pipe no error."""
+    """Entry point: a user's error becomes one line on stderr and exit code 2."""
     try:
         app()
     except HpcmError as error:
-        errors.print(Text.assemble(("hpcm-scale: ", "red"), " ".join(str(error).split())), soft_wrap=True)
+        line = Text.assemble(("hpcm-scale: ", "red"), " ".join(str(error).split()))
+        errors.print(line, soft_wrap=True)
         sys.exit(2)
     except BrokenPipeError:
         sys.exit(1)

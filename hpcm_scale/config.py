@@ -1,6 +1,7 @@
 """The configuration of models and runs: strict pydantic models, YAML in, `--set key=value` over it.
 
-The docstring under a field is its manual. A bad value raises ConfigError naming file, field, value and rule.
+The docstring under a field is its manual. A bad value raises ConfigError naming file, field,
+value and rule.
 """
 
 from pathlib import Path
@@ -25,7 +26,7 @@ T = TypeVar("T", bound=StrictModel)
 
 
 class SharedNetConfig(StrictModel):
-    """A shared context net: residual blocks at 3M channels, the step scale, more blocks, 1×1 to 2M channels."""
+    """A shared context net: blocks at 3M channels, the step scale, blocks, 1×1 to 2M channels."""
 
     before: Count
     """DWConvRB(3M) before the step scale."""
@@ -43,7 +44,7 @@ class ModelConfig(StrictModel):
     architecture: Literal["hpcm", "charm", "dcvc-dc-intra"] = "hpcm"
     """The context model: HPCM, or one of the papers' two baselines on the same transforms."""
     latent_channels: Positive = 320
-    """M, channels of the latents y; a multiple of 8, the number of channel groups of the schedule."""
+    """M, channels of the latents y; a multiple of 8, the schedule's channel groups."""
     hyper_channels: Positive = 256
     """N, channels of the hyper-latents z."""
     widths: tuple[Positive, Positive, Positive] = (96, 192, 384)
@@ -67,7 +68,7 @@ class ModelConfig(StrictModel):
     hierarchical: bool = True
     """Each scale on its own grid; False runs every step's nets on the full grid (ablation)."""
     hyper_alignment: Literal["aligned", "official"] = "aligned"
-    """Which hyper-parameters enter S2: each position's own, or the published program's misplaced ones."""
+    """Hyper-parameters entering S2: each position's own, or misplaced as published."""
     adaptor_depths: tuple[Count, Count, Count] = (0, 0, 0)
     """DWConvRB(3M) in each step adaptor of S1, S2, S3; 0 is one 1×1 convolution."""
     shared_s12: SharedNetConfig = SharedNetConfig(before=2, after=1)
@@ -75,7 +76,7 @@ class ModelConfig(StrictModel):
     shared_s3: SharedNetConfig = SharedNetConfig(before=3, after=2)
     """The net of S3."""
     fusion: Literal["attention", "psi", "none"] = "attention"
-    """What the context becomes after a step: windowed cross-attention, ψ itself, or unchanged (ablation)."""
+    """The context after a step: windowed cross-attention, ψ itself, or unchanged (ablation)."""
     heads: Positive = 32
     """Attention heads over the 2M context channels."""
     windows: tuple[Positive, Positive, Positive] = (4, 8, 8)
@@ -90,18 +91,19 @@ class ModelConfig(StrictModel):
             )
         if self.fusion == "attention" and (2 * self.latent_channels) % self.heads:
             raise ValueError(
-                f"heads: {self.heads} does not divide the context's 2M = {2 * self.latent_channels} channels"
+                f"heads: {self.heads} does not divide 2M = {2 * self.latent_channels}, "
+                "the channels of the context"
             )
         for width in (*self.widths, self.latent_channels, self.hyper_width):
             if width < self.partial_ratio:
                 raise ValueError(
-                    f"partial_ratio: {self.partial_ratio} is more than the {width} channels of a layer"
+                    f"partial_ratio: {self.partial_ratio} is above the {width} channels of a layer"
                 )
         return self
 
 
 def describe(error: ValidationError, source: str) -> str:
-    """One line for a pydantic error: source, dotted field, value, rule, and the field's own docstring."""
+    """One line for a pydantic error: source, dotted field, value and rule."""
     parts = []
     for item in error.errors():
         field = ".".join(str(p) for p in item["loc"])
@@ -149,7 +151,7 @@ def read_yaml(path: Path | str) -> dict[str, Any]:
 
 
 def configs_folder(kind: str) -> Path:
-    """The folder configs/<kind>, beside the package in a checkout or inside it when installed from a wheel."""
+    """The folder configs/<kind>: beside the package in a checkout, inside it in a wheel."""
     package = Path(__file__).parent
     inside = package / "configs" / kind
     return inside if inside.is_dir() else package.parent / "configs" / kind

@@ -1,12 +1,12 @@
-"""The one family of errors a user can cause; the CLI prints each on one line and exits with code 2."""
+"""The one family of errors a user can cause; the CLI prints each on one line and exits 2."""
 
 
 class HpcmError(Exception):
-    """Something the user can put right. The message names the file or field, the value and the remedy."""
+    """Something the user can put right: the message names the file or field, value and remedy."""
 
 
 class ConfigError(HpcmError):
-    """A configuration that cannot be used: unknown key, value out of range, parts that do not fit."""
+    """A configuration that cannot be used: unknown key, value out of range, misfit parts."""
 
 
 class DataError(HpcmError):

@@ -1,4 +1,4 @@
-"""Writing files so that an interrupted command leaves either the old file or the new one, never half of one."""
+"""Writing files so that an interrupted command leaves the old file or the new one, never half."""
 
 import os
 import tempfile
@@ -9,7 +9,7 @@ from pathlib import Path
 
 @contextmanager
 def atomic_path(target: Path | str) -> Iterator[Path]:
-    """A temporary path beside `target`; renamed onto it if the block ends well, removed if it raises.
+    """A temporary path beside `target`: renamed onto it if the block ends well, else removed.
 
     Raises:
         OSError: if the folder of `target` cannot be made or written.
