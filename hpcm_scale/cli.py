@@ -4,6 +4,7 @@ Heavy imports stay inside the verbs, so that `hpcm-scale --help` and the fits do
 """
 
 import sys
+from pathlib import Path
 
 import typer
 from rich.console import Console
@@ -28,6 +29,33 @@ def _root(version: bool = typer.Option(False, "--version", help="Print the versi
     if version:
         console.print(__version__)
         raise typer.Exit()
+
+
+@app.command()
+def fit(
+    runs: list[Path] = typer.Argument(help="Run folders, or folders of them."),
+    out: Path = typer.Option(Path("report"), "-o", "--out", help="Where the report goes."),
+    size: str = typer.Option("total", help="What N counts: total, transform, hyper or context."),
+    target_size: float = typer.Option(1e10, min=1, help="N to extrapolate to."),
+    confidence: float = typer.Option(0.95, min=0.5, max=0.999, help="Level of the intervals."),
+    seed_noise: float = typer.Option(
+        0.01, min=1e-6, max=1, help="Relative noise between seeds, assumed if the runs cannot tell."
+    ),
+) -> None:
+    """Fit scaling laws to finished runs; write law.json, plots and a report."""
+    from hpcm_scale.errors import RunError
+    from hpcm_scale.scaling import report, summary
+    from hpcm_scale.scaling.records import SIZE_PARTS, read_runs
+    from hpcm_scale.scaling.study import Settings, study
+
+    if size not in SIZE_PARTS:
+        raise RunError(f"--size: {size!r} is not one of {', '.join(SIZE_PARTS)}")
+    settings = Settings(size, target_size, confidence, seed_noise)
+    result = study(read_runs(runs), settings)
+    for piece in summary.summary(result):
+        console.print(piece)
+    written = report.write_report(result, out)
+    console.print(f"{len(written)} files in {out}: law.json, plots as PNG and SVG", highlight=False)
 
 
 def main() -> None:

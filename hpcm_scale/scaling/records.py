@@ -1,0 +1,216 @@
+"""Run folders in, plain arrays out: the only files read are run.json and metrics.jsonl."""
+
+import json
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from hpcm_scale.errors import RunError
+
+SizePart = Literal["total", "transform", "hyper", "context"]
+SIZE_PARTS: tuple[SizePart, ...] = ("total", "transform", "hyper", "context")
+CURVE_FIELDS = ("step", "images", "flops", "loss", "bpp", "mse")
+
+# Two runs that differ in one of these are not two sizes of one family.
+FAMILY_FIELDS = ("architecture", "schedule", "hierarchical", "hyper_alignment", "fusion")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training run as its records tell it."""
+
+    name: str
+    folder: Path
+    lmbda: float
+    distortion: str
+    seed: int
+    family: tuple[str, ...]
+    """Values of FAMILY_FIELDS in the run's model config, "" where it has none."""
+    parameters: dict[str, int]
+    """Parameters in all and by part: SIZE_PARTS."""
+    train_flops_per_image: float
+    """Counted FLOPs of one training crop, forward and backward."""
+    curve: dict[str, np.ndarray]
+    """Validation rows by field (CURVE_FIELDS), each (rows,) float64, steps increasing.
+    images are training crops seen; flops are counted training FLOPs spent; mse is on [0, 1]."""
+    git_commit: str
+    started: str
+    notes: tuple[str, ...] = ()
+    """What the reader had to tolerate: a torn last line, rows written twice by a resumed run."""
+
+    @property
+    def final(self) -> dict[str, float]:
+        """The last validation row."""
+        return {field: float(values[-1]) for field, values in self.curve.items()}
+
+
+@dataclass(frozen=True)
+class Records:
+    """The runs that can be fitted, and a line for each that cannot."""
+
+    runs: tuple[Run, ...]
+    skipped: tuple[str, ...]
+
+
+def _field(values: Any, path: Path, dotted: str, kind: type | tuple[type, ...]) -> Any:
+    for key in dotted.split("."):
+        if not isinstance(values, dict) or key not in values:
+            raise RunError(f"{path}: {dotted}: is missing (was the run made by launch/train.py?)")
+        values = values[key]
+    if not isinstance(values, kind) or isinstance(values, bool):
+        raise RunError(f"{path}: {dotted}: {values!r} is not a {_kind_name(kind)}")
+    return values
+
+
+def _kind_name(kind: type | tuple[type, ...]) -> str:
+    return {str: "text", dict: "mapping", int: "whole number"}.get(kind, "number")
+
+
+def _positive(values: Any, path: Path, dotted: str) -> float:
+    number = float(_field(values, path, dotted, (int, float)))
+    if not (math.isfinite(number) and number > 0):
+        raise RunError(f"{path}: {dotted}: {number} is not above 0")
+    return number
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RunError(f"{path}: cannot be read ({error})") from None
+
+
+def _validation_rows(path: Path) -> tuple[list[dict[str, float]], list[str]]:
+    rows: list[dict[str, float]] = []
+    notes: list[str] = []
+    rewritten = 0
+    lines = _lines(path)
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError:
+            # A crash can cut only the line being written: no newline after it.
+            if number == len(lines):
+                notes.append(f"{path}: last line is torn (crashed while writing); left out")
+                break
+            raise RunError(f"{path}: line {number} is not JSON") from None
+        where = Path(f"{path}:{number}")
+        if _field(row, where, "kind", str) != "val":
+            continue
+        values = {f: float(_field(row, where, f, (int, float))) for f in CURVE_FIELDS}
+        # A resumed run starts again from its checkpoint: what it wrote past that is superseded.
+        while rows and rows[-1]["step"] >= values["step"]:
+            rows.pop()
+            rewritten += 1
+        rows.append(values)
+    if rewritten:
+        notes.append(f"{path}: {rewritten} validation rows written again after a resume; last kept")
+    return rows, notes
+
+
+def read_run(folder: Path | str) -> Run:
+    """Read one run folder.
+
+    Raises:
+        RunError: naming file and field, if run.json or metrics.jsonl is missing, malformed or
+            lacks a field, if there is no validation row yet, or if the last is not finite.
+    """
+    folder = Path(folder)
+    path = folder / "run.json"
+    try:
+        record = json.loads("\n".join(_lines(path)))
+    except ValueError as error:
+        raise RunError(f"{path}: is not JSON ({error})") from None
+    parameters = {}
+    for part in SIZE_PARTS:
+        parameters[part] = int(_field(record, path, f"parameters.{part}", int))
+        if part == "total" and parameters[part] <= 0:
+            raise RunError(f"{path}: parameters.total: {parameters[part]} is not above 0")
+    model = _field(record, path, "config.model", dict)
+    metrics = folder / "metrics.jsonl"
+    rows, notes = _validation_rows(metrics)
+    if not rows:
+        raise UnfinishedRun(f"{metrics}: no validation row yet")
+    bad = [f for f in ("loss", "bpp", "mse") if not math.isfinite(rows[-1][f])]
+    if bad:
+        raise UnfinishedRun(
+            f"{metrics}: {bad[0]}: not finite at step {rows[-1]['step']:.0f} (the run diverged)"
+        )
+    rows = [r for r in rows if all(math.isfinite(r[f]) and r[f] > 0 for f in CURVE_FIELDS)]
+    if not rows:
+        raise UnfinishedRun(f"{metrics}: no validation row after the first step")
+    return Run(
+        name=str(_field(record, path, "name", str)),
+        folder=folder,
+        lmbda=_positive(record, path, "config.loss.lmbda"),
+        distortion=str(_field(record, path, "config.loss.distortion", str)),
+        seed=int(_field(record, path, "config.seed", int)),
+        family=tuple(str(model.get(field, "")) for field in FAMILY_FIELDS),
+        parameters=parameters,
+        train_flops_per_image=_positive(record, path, "flops_per_image.train"),
+        curve={f: np.array([r[f] for r in rows]) for f in CURVE_FIELDS},
+        git_commit=str(record.get("git_commit", "")),
+        started=str(record.get("started", "")),
+        notes=tuple(notes),
+    )
+
+
+class UnfinishedRun(RunError):
+    """A well-formed run with nothing to fit: not validated yet, or diverged."""
+
+
+def run_folders(paths: Iterable[Path | str]) -> list[Path]:
+    """The run folders named, or one level below a folder that is not itself a run.
+
+    Raises:
+        RunError: if a path is neither a run folder nor a folder of runs.
+    """
+    found: dict[Path, Path] = {}
+    for path in map(Path, paths):
+        inside = [path] if (path / "run.json").exists() else []
+        if not inside and path.is_dir():
+            inside = sorted(p.parent for p in path.glob("*/run.json"))
+        if not inside:
+            what = "holds no run.json, nor do its folders" if path.is_dir() else "does not exist"
+            raise RunError(f"{path}: {what}; give run folders, or a folder of them")
+        found.update({p.resolve(): p for p in inside})
+    return list(found.values())
+
+
+def read_runs(paths: Iterable[Path | str]) -> Records:
+    """Read every run under `paths`, leaving out those with nothing to fit.
+
+    Raises:
+        RunError: if a record is malformed, or no run is left.
+    """
+    runs, skipped = [], []
+    for folder in run_folders(paths):
+        try:
+            runs.append(read_run(folder))
+        except UnfinishedRun as error:
+            skipped.append(str(error))
+    if not runs:
+        raise RunError(f"no run to fit: {'; '.join(skipped) or 'no run folder given'}")
+    return Records(tuple(runs), tuple(skipped))
+
+
+def families(runs: Iterable[Run]) -> dict[str, list[Run]]:
+    """Runs whose losses can be compared, by label: one λ, one distortion, one kind of model.
+
+    Returns:
+        label -> runs, sorted by λ. The label names a model field only where the runs differ in it.
+    """
+    runs = list(runs)
+    varying = [i for i in range(len(FAMILY_FIELDS)) if len({r.family[i] for r in runs}) > 1]
+    groups: dict[str, list[Run]] = {}
+    for run in sorted(runs, key=lambda r: (r.distortion, r.lmbda, r.family)):
+        label = f"λ {run.lmbda:g} {run.distortion}"
+        label += "".join(f", {FAMILY_FIELDS[i]} {run.family[i]}" for i in varying)
+        groups.setdefault(label, []).append(run)
+    return groups
