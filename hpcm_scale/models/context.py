@@ -65,8 +65,8 @@ class WindowFusion(nn.Module):
         """(B, 2M, h, w) twice -> (B, 2M, h, w); h and w multiples of the window."""
         b, c, h, w = psi.shape
         s = self.window
-        # Written out: windows are too short for a fused kernel to gain anything, and torch's fused
-        # CPU kernel rounds float64 to 1e-7, which flips symbols of the published checkpoints.
+        # Written out: windows are too short for a fused kernel to gain anything, and FLOP counters
+        # see matrix products on every device.
         query = self._windows(self.query(psi)) * (c // self.heads) ** -0.5
         weights = (query @ self._windows(self.key(context)).transpose(-1, -2)).softmax(-1)
         attended = weights @ self._windows(self.value(context))

@@ -38,7 +38,7 @@ class _Cdf(torch.autograd.Function):
 
 
 class _LowerBound(torch.autograd.Function):
-    """max(x, bound) whose gradient still moves a value below its bound upwards, never further down."""
+    """max(x, bound); below the bound the gradient may move x up, never further down."""
 
     @staticmethod
     def forward(ctx: FunctionCtx, x: Tensor, bound: float) -> Tensor:

@@ -43,7 +43,7 @@ def take(x: Tensor, table: Table, groups: int, parts: int = 1) -> Tensor:
 
 
 def place(x: Tensor, table: Table, groups: int) -> Tensor:
-    """A step's dense tensor at its places, zeros elsewhere: (B, k·M/groups, H, W) -> (B, M, H, W)."""
+    """A step's dense tensor at its places, else 0: (B, k·M/groups, H, W) -> (B, M, H, W)."""
     v = _by_group(x, 1, len(table))
     index = _group_index(table, v.shape[1], v.shape[2], x.device)
     zeros = v.new_zeros(*v.shape[:4], groups, v.shape[5])
@@ -58,7 +58,7 @@ def extract(x: Tensor, kept: Offsets, parts: int = 1) -> Tensor:
 
 
 def insert(small: Tensor, large: Tensor, kept: Offsets, parts: int = 1) -> Tensor:
-    """`large` (B, parts·M, 2h, 2w) with `small` (B, parts·M, h, w) at the positions it was kept from."""
+    """`large` (B, parts·M, 2h, 2w) with `small` (B, parts·M, h, w) where it was kept from."""
     out = _by_group(large, parts, len(kept)).clone()
     v = _by_group(small, parts, len(kept))
     for g, (r, c) in enumerate(kept):

@@ -1,4 +1,4 @@
-"""The hierarchical coding schedule as data: scales, channel groups and steps as small integer tables.
+"""The hierarchical coding schedule as data: scales, channel groups and steps as integer tables.
 
 Three scales, coarse to fine: S1 (H/4 × W/4), S2 (H/2 × W/2) and S3 (H × W), where H × W is the grid
 of the latents. A scale's grid holds every channel once per position; a step's table says which
@@ -26,7 +26,7 @@ class Scale:
     groups: int
     """n, equal channel groups the tables speak of."""
     steps: tuple[Table, ...]
-    """What each step codes; together with the smaller scales' steps, every group at every position."""
+    """What each step codes; with the smaller scales' steps, every group at every position."""
     kept: Offsets
     """What the next smaller scale takes of this grid; empty for the smallest."""
 
@@ -56,7 +56,7 @@ def _one_group(rows: tuple[tuple[int, ...], ...]) -> Table:
 # S1: a checkerboard over two halves of the channels.
 _CHECKERBOARD = (_one_group(((0, 1), (1, 0))), _one_group(((1, 0), (0, 1))))
 
-# A quadtree over four channel groups: row k gives the position (of 0 1 / 2 3) that each group codes.
+# A quadtree over four channel groups: row k gives each group's position (of 0 1 / 2 3).
 _QUADTREE_ROWS = ((0, 1, 2, 3), (3, 2, 1, 0), (2, 3, 0, 1), (1, 0, 3, 2))
 
 
@@ -97,7 +97,7 @@ def _pairs(row: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
 
 
 def _half_pairs(row: tuple[int, ...], first: int) -> Table:
-    """One of the two sub-steps of a row over 16 half groups: each half at one position of the pair."""
+    """A row over 16 half groups in two sub-steps: each half at one position of its pair."""
     block = [[-1] * 4 for _ in range(4)]
     for group, pair in enumerate(row):
         for half, (r, c) in enumerate(_PAIRS[pair]):
@@ -119,7 +119,7 @@ _S3 = {
     3: Scale(
         8, tuple((_pairs(_PAIR_ROWS[k]), _pairs(_PAIR_ROWS[k + 1])) for k in (2, 4, 6)), _S3_KEEPS
     ),
-    # Each of the six in two halves: the paper gives the count, the halving is this project's reading.
+    # Each of the six in two halves: the paper gives the count, the halving is our reading.
     12: Scale(
         16, tuple(_half_pairs(row, first) for row in _PAIR_ROWS[2:] for first in (0, 1)), _S3_KEEPS
     ),
