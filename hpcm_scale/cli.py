@@ -58,6 +58,39 @@ def fit(
     console.print(f"{len(written)} files in {out}: law.json, plots as PNG and SVG", highlight=False)
 
 
+@app.command()
+def pack(
+    source: str = typer.Argument(help="A folder of images, or a quoted glob."),
+    out: Path = typer.Argument(help="Folder for the shards and manifest.json."),
+    recipe: Path | None = typer.Option(None, help="A recipe: shards/*.yaml."),
+    part: str = typer.Option("1/1", help="Pack lots i, i+n, ... only, as i/n: one host of n."),
+    strict: bool = typer.Option(False, "--strict", help="Stop at the first corrupt image."),
+    jobs: int | None = typer.Option(None, min=1, help="Processes; all cores by default."),
+) -> None:
+    """Pack a folder of images into tar shards with a manifest.
+
+    Interrupted, run it again: it goes on from the last whole lot. On n hosts, run it with --part
+    1/n ... n/n into one folder (or gather their OUT/lots in one), then once more without.
+    """
+    from hpcm_scale.data import inspect
+    from hpcm_scale.data.pack import pack, parse_part
+    from hpcm_scale.data.recipe import read_recipe
+
+    manifest = pack(
+        source,
+        out,
+        read_recipe(recipe) if recipe else None,
+        part=parse_part(part),
+        strict=strict,
+        jobs=jobs,
+        console=console,
+    )
+    if manifest is None:
+        console.print(f"part {part} of {out} is packed; when all are, run again without --part")
+    else:
+        console.print(inspect.summary(manifest))
+
+
 def main() -> None:
     """Entry point: a user's error becomes one line on stderr and exit code 2."""
     try:

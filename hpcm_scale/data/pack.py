@@ -1,0 +1,224 @@
+"""Folders of images to shards and a manifest: parallel, resumable, shared out over hosts.
+
+The sorted source files are cut into lots by their sizes alone, so that every host and every later
+attempt cuts them alike. A lot becomes one tar for each split in OUT/lots, and a record written
+last: a lot with a record is never packed again. When all lots are there they become the shards,
+and manifest.json is written last of all. So an interrupted, a resumed and a divided run end in the
+same bytes as one run in one go.
+"""
+
+import glob
+import hashlib
+import logging
+import os
+import shutil
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Executor, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from hpcm_scale.data.images import image_suffix
+from hpcm_scale.data.lots import SPLITS, Lots, finish
+from hpcm_scale.data.manifest import NAME, Manifest
+from hpcm_scale.data.prepare import Prepared, Skipped, prepare
+from hpcm_scale.data.recipe import Recipe
+from hpcm_scale.data.shards import read_manifest
+from hpcm_scale.errors import ConfigError, DataError
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Source:
+    """An image file to pack."""
+
+    path: Path
+    name: str
+    """Its path inside the source: what it is sorted and reported by."""
+    size: int
+
+
+def pack(
+    source: str | Path | None,
+    out: str | Path,
+    recipe: Recipe | None = None,
+    *,
+    part: tuple[int, int] = (1, 1),
+    strict: bool = False,
+    jobs: int | None = None,
+    console: Console | None = None,
+) -> Manifest | None:
+    """Pack a folder or glob of images into a dataset.
+
+    Args:
+        source: overrides the recipe's.
+        part: (i, n), i from 1: pack every n-th lot only, leaving the shards to a later call with
+            (1, 1), which packs what is still missing.
+        strict: the first corrupt image is an error, instead of skipped and counted.
+        jobs: processes; the cores of this machine by default.
+        console: where to show progress.
+
+    Returns:
+        The manifest; None if only a part was asked for.
+
+    Raises:
+        DataError: no images, none that pass the recipe, a corrupt one with `strict`, or an OUT that
+            holds something else.
+        ConfigError: neither `source` nor the recipe names a source.
+    """
+    recipe = recipe or Recipe()
+    source = source or recipe.source
+    if source is None:
+        raise ConfigError("source: neither the command nor the recipe says what to pack")
+    out = Path(out)
+    sources, ignored = _find_sources(str(source), out)
+    _require_names(recipe, sources)
+    identity = _identity(recipe, sources)
+    if (out / NAME).exists():
+        return _already_packed(out, identity)
+    lots = Lots(out / "lots", identity)
+    if not lots.folder.exists() and any((out / split).exists() for split in SPLITS):
+        raise DataError(f"{out}: holds shards without a {NAME}; choose another folder")
+    batches = _cut(sources, int(recipe.shard_mb * 1e6))
+    index, parts = part
+    todo = [n for n in range(index - 1, len(batches), parts) if not lots.done(n)]
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    pool = ProcessPoolExecutor(jobs or len(os.sched_getaffinity(0)))
+    with Progress(
+        *columns, TimeRemainingColumn(), console=console, disable=console is None
+    ) as progress:
+        task = progress.add_task("packing", total=sum(len(batches[n]) for n in todo))
+        try:
+            results = _in_order(
+                pool, _prepare_one, ((s, recipe) for n in todo for s in batches[n]), ahead=64
+            )
+            for n in todo:
+                lots.write(n, _checked(results, len(batches[n]), strict, progress, task))
+            if parts > 1:
+                return None
+            return finish(out, lots, len(batches), recipe, ignored, pool)
+        except BrokenProcessPool:
+            raise DataError(
+                "a packing process was killed (out of memory?); run the command again to go on "
+                "from the last whole lot, with fewer --jobs"
+            ) from None
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def parse_part(text: str) -> tuple[int, int]:
+    """(i, n) of "i/n".
+
+    Raises:
+        ConfigError: unless 1 <= i <= n.
+    """
+    index, slash, parts = text.partition("/")
+    if not (slash and index.isdecimal() and parts.isdecimal() and 1 <= int(index) <= int(parts)):
+        raise ConfigError(f"--part: {text!r} is not i/n with i from 1 to n")
+    return int(index), int(parts)
+
+
+def _find_sources(source: str, out: Path) -> tuple[list[Source], int]:
+    """The image files of a folder or glob, sorted by name, and the number of other files.
+
+    Raises:
+        DataError: if there is no image.
+    """
+    if Path(source).is_dir():
+        root = Path(source)
+        paths: Iterable[str] = (
+            os.path.join(folder, name) for folder, _, names in os.walk(root) for name in names
+        )
+    elif glob.has_magic(source):
+        first = next(i for i, piece in enumerate(Path(source).parts) if glob.has_magic(piece))
+        root = Path(*Path(source).parts[:first])
+        paths = glob.iglob(source, recursive=True)
+    else:
+        raise DataError(f"{source}: is neither a folder nor a glob")
+    found, ignored = [], 0
+    own = out.resolve()
+    for path in map(Path, paths):
+        if path.is_dir() or own in path.resolve().parents:
+            continue
+        if image_suffix(path.name) is None or not path.is_file():
+            ignored += 1
+            continue
+        found.append(Source(path, path.relative_to(root).as_posix(), path.stat().st_size))
+    if not found:
+        raise DataError(f"{source}: no images there ({ignored} other files)")
+    return sorted(found, key=lambda item: item.name), ignored
+
+
+def _require_names(recipe: Recipe, sources: list[Source]) -> None:
+    missing = set(recipe.val.names) - {source.path.stem for source in sources}
+    if missing:
+        raise DataError(f"val.names: no image is called {', '.join(sorted(missing))}")
+
+
+def _identity(recipe: Recipe, sources: list[Source]) -> str:
+    """A digest of what decides the outcome: the recipe, and the names and sizes of the files."""
+    content = recipe.model_dump_json(exclude={"source"})
+    digest = hashlib.sha256(content.encode())
+    for source in sources:
+        digest.update(f"{source.name}\0{source.size}\n".encode(errors="surrogateescape"))
+    return digest.hexdigest()
+
+
+def _already_packed(out: Path, identity: str) -> Manifest:
+    manifest = read_manifest(str(out))
+    if manifest.source.get("identity") != identity:
+        raise DataError(
+            f"{out}: already holds a dataset of another source or recipe; "
+            "choose another folder or remove it"
+        )
+    shutil.rmtree(out / "lots", ignore_errors=True)
+    return manifest
+
+
+def _cut(sources: list[Source], lot_bytes: int) -> list[list[Source]]:
+    """Consecutive files, as many as make up `lot_bytes`."""
+    batches: list[list[Source]] = [[]]
+    size = 0
+    for source in sources:
+        if size >= lot_bytes:
+            batches.append([])
+            size = 0
+        batches[-1].append(source)
+        size += source.size
+    return batches
+
+
+def _in_order(
+    pool: Executor, function: Callable[..., Any], items: Iterable[Any], ahead: int
+) -> Iterator[Any]:
+    """`function` of each item, in order, no more than `ahead` results held at a time."""
+    waiting: deque[Any] = deque()
+    for item in items:
+        waiting.append(pool.submit(function, *item))
+        if len(waiting) >= ahead:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
+
+
+def _prepare_one(source: Source, recipe: Recipe) -> Prepared | Skipped:
+    return prepare(source.path, source.name, recipe)
+
+
+def _checked(
+    results: Iterator[Prepared | Skipped], count: int, strict: bool, progress: Progress, task: Any
+) -> Iterator[Prepared | Skipped]:
+    for _ in range(count):
+        result = next(results)
+        if isinstance(result, Skipped) and result.kind == "corrupt":
+            if strict:
+                raise DataError(f"{result.file}: {result.detail} (--strict)")
+            log.warning("%s: skipped, %s", result.file, result.detail)
+        progress.advance(task)
+        yield result

@@ -1,0 +1,114 @@
+"""One source file to one sample of a shard, or to the reason why it is left out."""
+
+import re
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+
+from PIL import Image
+
+from hpcm_scale.data.images import DECODE_ERRORS, BadImage, decode, open_image, pixel_hash
+from hpcm_scale.data.recipe import Recipe
+
+KEPT = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}
+ALPHA = ("RGBA", "LA", "PA", "La", "RGBa")
+DEEP = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")
+FILE_LIMIT = 1 << 30  # bytes; read whole into memory, once for each core
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A sample ready to be written."""
+
+    file: str
+    """The source file's path inside the source."""
+    key: str
+    suffix: str
+    data: bytes
+    width: int
+    height: int
+    hash: str
+    """SHA-256 of the source's RGB pixels, before any scaling: names the content for good."""
+    val: bool
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A file left out: the kind is counted, the detail is for the report."""
+
+    file: str
+    kind: str
+    detail: str
+
+
+def prepare(path: Path, name: str, recipe: Recipe) -> Prepared | Skipped:
+    """Read, check and if need be re-encode an image.
+
+    Args:
+        name: the file's path inside the source, for the report.
+    """
+    try:
+        return _prepare(path, name, recipe)
+    except BadImage as error:
+        return Skipped(name, error.kind, str(error))
+    except OSError as error:
+        return Skipped(name, "corrupt", f"cannot be read ({error.strerror})")
+
+
+def _prepare(path: Path, name: str, recipe: Recipe) -> Prepared:
+    if path.stat().st_size > FILE_LIMIT:
+        raise BadImage("oversized", f"the file is above {FILE_LIMIT} bytes")
+    data = path.read_bytes()
+    source = open_image(data, recipe.max_pixels)
+    file_format = source.format
+    scale = recipe.jpeg_downscale if file_format == "JPEG" else 1.0
+    width, height = round(source.width * scale), round(source.height * scale)
+    if min(width, height) < recipe.min_side:
+        raise BadImage("tiny", f"{width}x{height} is below {recipe.min_side} on a side")
+    image = _as_rgb(source, recipe)
+    digest = pixel_hash(image)
+    if scale < 1:
+        image = image.resize((width, height), Image.Resampling.LANCZOS, reducing_gap=3.0)
+    same = scale == 1 and source.mode == "RGB" and image.info.get("transparency") is None
+    if recipe.format == "keep" and same and file_format in KEPT:
+        suffix = KEPT[file_format]
+    else:
+        suffix = "webp" if recipe.format == "webp" else "png"
+        data = _encode(image, suffix)
+    val = path.stem in recipe.val.names or int(digest[:16], 16) < recipe.val.fraction * 2**64
+    # The hash makes the key unique; the stem is there for people, in letters safe in any tar.
+    stem = re.sub("[^A-Za-z0-9_-]+", "_", path.stem)[:60]
+    return Prepared(name, f"{stem}-{digest[:16]}", suffix, data, width, height, digest, val)
+
+
+def _as_rgb(image: Image.Image, recipe: Recipe) -> Image.Image:
+    """The decoded image as RGB.
+
+    Raises:
+        BadImage: where that would lose something, or the recipe does not want it.
+    """
+    if getattr(image, "n_frames", 1) > 1:
+        raise BadImage("unsupported", "has several frames")
+    if image.mode in DEEP:
+        raise BadImage("unsupported", f"has more than 8 bits a channel (mode {image.mode})")
+    if image.mode != "RGB" and recipe.non_rgb == "skip":
+        raise BadImage("non-RGB", f"mode {image.mode}")
+    if image.mode in ALPHA or "transparency" in image.info:
+        try:
+            alpha = image.convert("RGBA").getchannel("A")
+        except DECODE_ERRORS as error:
+            raise BadImage("corrupt", str(error) or type(error).__name__) from None
+        if alpha.getextrema()[0] < 255:
+            raise BadImage("transparent", "has pixels that can be seen through")
+    return decode(image)
+
+
+def _encode(image: Image.Image, suffix: str) -> bytes:
+    """The pixels alone, without loss: no metadata of the source travels along."""
+    bare = Image.frombytes("RGB", image.size, image.tobytes())
+    buffer = BytesIO()
+    if suffix == "webp":
+        bare.save(buffer, "WEBP", lossless=True, quality=80, method=4)
+    else:
+        bare.save(buffer, "PNG")
+    return buffer.getvalue()

@@ -1,0 +1,159 @@
+"""Datasets behind a URL: fetched through fsspec with retries, shards kept in a bounded cache."""
+
+import hashlib
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO, TypeVar
+
+import fsspec
+from filelock import FileLock
+
+from hpcm_scale.data.manifest import Shard
+from hpcm_scale.errors import DataError
+from hpcm_scale.files import atomic_path
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+ATTEMPTS = 5
+BACK_OFF = 0.5  # seconds before the second attempt; doubled before each one after it
+CHUNK = 1 << 24
+# A manifest is read whole into memory: 100 million samples stay well below this.
+MANIFEST_LIMIT = 16 << 30
+
+
+def is_remote(root: str) -> bool:
+    return "://" in root
+
+
+def read_remote(url: str) -> bytes:
+    """The bytes behind a URL.
+
+    Raises:
+        DataError: if they cannot be had after the last attempt.
+    """
+    return _retry(url, lambda: b"".join(_chunks(url, MANIFEST_LIMIT)))
+
+
+def sha256_of(stream: BinaryIO) -> str:
+    """SHA-256 of the rest of an open file."""
+    return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+class Cache:
+    """A folder of shards by hash, shared by the processes of a host.
+
+    Entries are verified when fetched and again whenever they are opened. The least recently used
+    are deleted before a fetch would pass the bound; one that a process still reads lives on,
+    unnamed, until that process closes it.
+    """
+
+    def __init__(self, folder: Path | str, bound: int) -> None:
+        self.folder, self.bound = Path(folder).expanduser(), bound
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise DataError(f"data.cache: {self.folder} cannot be used ({error})") from None
+
+    def open(self, url: str, shard: Shard) -> BinaryIO:
+        """The shard's verified copy, open for reading, unbuffered.
+
+        Raises:
+            DataError: if the shard cannot be fetched, is not what the manifest says, or is larger
+                than the whole cache.
+        """
+        path = self.folder / f"{shard.sha256}.tar"
+        with self._lock(shard.sha256):
+            if path.exists():
+                entry = path.open("rb", buffering=0)
+                if sha256_of(entry) == shard.sha256:
+                    os.utime(path)
+                    return entry
+                entry.close()
+                log.warning("%s: cached copy is damaged, fetching again", url)
+                path.unlink(missing_ok=True)
+            _retry(url, lambda: self._fetch(url, shard, path))
+            return path.open("rb", buffering=0)
+
+    def _fetch(self, url: str, shard: Shard, path: Path) -> None:
+        self._make_room(shard)
+        digest, length = hashlib.sha256(), 0
+        with atomic_path(path) as temporary, temporary.open("wb") as out:
+            for chunk in _chunks(url, shard.bytes):
+                out.write(chunk)
+                digest.update(chunk)
+                length += len(chunk)
+            if length != shard.bytes:
+                raise OSError(f"ended after {length} of {shard.bytes} bytes")
+            if digest.hexdigest() != shard.sha256:
+                raise OSError("its SHA-256 is not the manifest's")
+
+    def _make_room(self, shard: Shard) -> None:
+        if shard.bytes > self.bound:
+            raise DataError(
+                f"data.cache_gb: a shard of {shard.bytes / 1e9:.3g} GB does not fit in "
+                f"{self.bound / 1e9:.3g} GB"
+            )
+        with self._lock("evict"):
+            entries = []
+            for path in self.folder.glob("*.tar"):
+                try:
+                    status = path.stat()
+                except FileNotFoundError:
+                    continue  # a temporary of another process, renamed in this moment
+                entries.append((status.st_mtime, status.st_size, path))
+            used = sum(size for _, size, _ in entries)
+            for _, size, path in sorted(entries):
+                if used + shard.bytes <= self.bound:
+                    break
+                # Temporaries (dot files) are another process's download: never touched, counted.
+                if not path.name.startswith("."):
+                    path.unlink(missing_ok=True)
+                    used -= size
+
+    @contextmanager
+    def _lock(self, name: str) -> Iterator[None]:
+        with FileLock(self.folder / f"{name}.lock"):
+            yield
+
+
+def _chunks(url: str, limit: int) -> Iterator[bytes]:
+    """The bytes behind a URL, piece by piece; more than `limit` of them is an error."""
+    filesystem, path = fsspec.url_to_fs(url)
+    # No read-ahead: each piece is one request, and every byte is wanted once.
+    with filesystem.open(path, "rb", cache_type="none") as stream:
+        left = limit + 1
+        while left > 0 and (chunk := stream.read(min(CHUNK, left))):
+            left -= len(chunk)
+            yield chunk
+    if left <= 0:
+        raise OSError(f"is longer than {limit} bytes")
+
+
+def _retry(url: str, attempt: Callable[[], T]) -> T:
+    """The result of `attempt`, made up to ATTEMPTS times with a growing pause between.
+
+    Raises:
+        DataError: naming the URL and the last cause.
+    """
+    for number in range(ATTEMPTS):
+        if number:
+            time.sleep(BACK_OFF * 2 ** (number - 1))
+        try:
+            return attempt()
+        except DataError:
+            raise
+        except FileNotFoundError:
+            raise DataError(f"{url}: does not exist") from None
+        except ImportError as error:
+            raise DataError(f"{url}: {error}") from None  # s3 and gs need s3fs and gcsfs
+        except ValueError as error:
+            raise DataError(f"{url}: is not a URL this program can read ({error})") from None
+        except Exception as error:  # noqa: BLE001  every filesystem has a family of its own
+            cause = str(error) or type(error).__name__
+            log.warning("%s: attempt %d of %d failed: %s", url, number + 1, ATTEMPTS, cause)
+    raise DataError(f"{url}: could not be read in {ATTEMPTS} attempts; the last one: {cause}")

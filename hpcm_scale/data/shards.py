@@ -1,0 +1,155 @@
+"""Shards as files: the members of a tar, and reading a sample's bytes at its offset."""
+
+import os
+import tarfile
+from collections import OrderedDict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+from webdataset.tariterators import base_plus_ext
+
+from hpcm_scale.data.images import image_suffix
+from hpcm_scale.data.manifest import NAME, Manifest, Split, is_safe
+from hpcm_scale.data.remote import Cache, is_remote, read_remote
+from hpcm_scale.errors import DataError
+
+
+class Member(NamedTuple):
+    """A file in a tar: its name, where its bytes begin, and their number."""
+
+    name: str
+    offset: int
+    size: int
+
+
+def scan_tar(path: Path) -> Iterator[Member]:
+    """The regular files of a tar, from its headers alone.
+
+    Raises:
+        DataError: if the tar is damaged or truncated, or a name would lead out of a folder it is
+            unpacked in.
+    """
+    try:
+        length = path.stat().st_size
+        with tarfile.open(path, "r:") as tar:
+            for info in tar:
+                if not is_safe(info.name):
+                    raise DataError(
+                        f"{path}: member {info.name!r} would be unpacked outside its folder; "
+                        "do not unpack this tar, write it anew without that member"
+                    )
+                if info.isreg():
+                    if info.offset_data + info.size > length:
+                        raise DataError(f"{path}: is truncated inside {info.name!r}")
+                    yield Member(info.name, info.offset_data, info.size)
+    except FileNotFoundError:
+        raise DataError(f"{path}: the shard is missing") from None
+    except (tarfile.TarError, OSError, ValueError) as error:
+        raise DataError(f"{path}: is not a readable tar ({error})") from None
+
+
+def image_members(path: Path) -> list[Member]:
+    """The image of each WebDataset sample in a tar: the first image member of each key.
+
+    Raises:
+        DataError: as `scan_tar`.
+    """
+    images: dict[str, Member] = {}
+    for member in scan_tar(path):
+        key, _ = base_plus_ext(member.name)
+        if key and image_suffix(member.name):
+            images.setdefault(key, member)
+    return list(images.values())
+
+
+def sample_key(name: str) -> str:
+    """The WebDataset key of a member name: a/b for a/b.png."""
+    return base_plus_ext(name)[0] or name
+
+
+def read_manifest(root: str) -> Manifest:
+    """The manifest of the dataset in a folder or behind a URL.
+
+    Raises:
+        DataError: if there is none, or it is not one.
+    """
+    if is_remote(root):
+        url = f"{root.rstrip('/')}/{NAME}"
+        return Manifest.loads(read_remote(url), url)
+    path = Path(root) / NAME
+    try:
+        text = path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        raise DataError(
+            f"{path}: there is no such manifest; make one with `hpcm-scale pack` "
+            "(or `hpcm-scale index` for tars made elsewhere)"
+        ) from None
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error})") from None
+    return Manifest.loads(text, str(path))
+
+
+def check_files(root: str, split: Split) -> None:
+    """Check that the local shards of a split are there and have the manifest's sizes.
+
+    Raises:
+        DataError: naming the first that is not.
+    """
+    if is_remote(root):
+        return
+    for shard in split.shards:
+        path = Path(root) / shard.path
+        try:
+            size = path.stat().st_size
+        except OSError:
+            raise DataError(f"{path}: the shard is missing, but {NAME} lists it") from None
+        if size != shard.bytes:
+            raise DataError(
+                f"{path}: has {size} bytes, {NAME} says {shard.bytes}: truncated or replaced; "
+                "copy it again, or pack again"
+            )
+
+
+class ShardReader:
+    """Reads samples of one split at their offsets, keeping the shards in use open.
+
+    Args:
+        root: folder or URL of the dataset.
+        open_shards: how many shards to keep open; one or two for each stream read.
+        cache: where to keep remote shards; needed for a URL.
+    """
+
+    def __init__(self, root: str, split: Split, open_shards: int, cache: Cache | None) -> None:
+        self.root, self.split, self.limit, self.cache = root, split, open_shards, cache
+        self._open: OrderedDict[int, BinaryIO] = OrderedDict()  # by shard, oldest use first
+
+    def read(self, sample: int) -> bytes:
+        """The bytes of a sample's image file.
+
+        Raises:
+            DataError: if its shard is missing, truncated, or cannot be fetched.
+        """
+        number, row = self.split.locate(sample)
+        shard = self.split.shards[number]
+        size = int(shard.sizes[row])
+        try:
+            data = os.pread(self._file(number).fileno(), size, int(shard.offsets[row]))
+        except OSError as error:
+            raise DataError(f"{self.root}/{shard.path}: cannot be read ({error})") from None
+        if len(data) != size:
+            raise DataError(f"{self.root}/{shard.path}: is truncated inside {shard.names[row]!r}")
+        return data
+
+    def _file(self, number: int) -> BinaryIO:
+        if number not in self._open:
+            shard = self.split.shards[number]
+            if self.cache is not None:
+                file = self.cache.open(f"{self.root.rstrip('/')}/{shard.path}", shard)
+            else:
+                file = (Path(self.root) / shard.path).open("rb", buffering=0)
+            self._open[number] = file
+            if len(self._open) > self.limit:
+                self._open.popitem(last=False)[1].close()
+        self._open.move_to_end(number)
+        return self._open[number]

@@ -1,0 +1,343 @@
+"""Batches for training, endless and resumable, and whole images for validation."""
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+from hpcm_scale.config import DataConfig
+from hpcm_scale.data.augment import random_crop
+from hpcm_scale.data.images import BadImage, decode_crop, decode_whole, image_suffix, require_size
+from hpcm_scale.data.manifest import NAME, Split
+from hpcm_scale.data.order import Order, owned_positions, require_divisor
+from hpcm_scale.data.remote import Cache, is_remote
+from hpcm_scale.data.shards import ShardReader, check_files, read_manifest, sample_key
+from hpcm_scale.errors import DataError
+
+log = logging.getLogger(__name__)
+
+# Samples the rate of bad ones is taken over at least, so that one early bad sample ends no run.
+RATE_WINDOW = 1000
+
+
+@dataclass
+class Piece:
+    """What one reader contributes to one global batch: possibly nothing, always delivered."""
+
+    positions: np.ndarray
+    """(n,) int64, ascending."""
+    samples: np.ndarray
+    """(n,) int64: the samples decoded, which are the neighbours of bad ones."""
+    images: torch.Tensor
+    """(n, 3, crop, crop) uint8."""
+    bad: list[str]
+    """One report for each undecodable sample met."""
+    error: str | None = None
+    """Why the reader cannot go on; an exception would arrive wrapped in a worker's traceback."""
+
+
+class TrainStream:
+    """Endless training batches of one rank, the same sequence however the job is laid out.
+
+    Iterating yields dicts: "image" (B, 3, crop, crop) uint8 with B = global_batch // world_size,
+    "sample" (B,) int64 dataset-wide sample ids, "epoch" int (of the batch's first sample in the
+    global order), "step" int (batches delivered before this one). The global batch is that of
+    one rank with the same global_batch: rank k of W holds its rows k, k+W, k+2W, ... An epoch is
+    every sample exactly once; batches run over its end, nothing is dropped or repeated.
+
+    For gradient accumulation, cut the batch: `for micro in batch["image"].split(micro_batch)`.
+    Images stay uint8 until they are on the device: `x.to(device, non_blocking=True) / 255`.
+
+    `state_dict` describes the batches delivered by the iterator, not what workers have prefetched:
+    saved after a batch, it continues with the next one, on any world size and with any number of
+    workers. Load it before iterating; a new `iter()` starts from the current state.
+
+    Args:
+        seed: of the run; keys shard order, shuffling, crops and flips.
+        global_batch: samples of an optimizer step over all ranks.
+        rank, world_size: of this process among the data-parallel ranks.
+
+    Raises:
+        DataError: if the dataset is missing or damaged, its images are smaller than the crop, or
+            batch, ranks, workers and streams do not divide as they must. While iterating: a
+            shard cannot be read, or too many samples cannot be decoded.
+    """
+
+    def __init__(
+        self,
+        data: DataConfig,
+        *,
+        seed: int,
+        global_batch: int,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        if global_batch <= 0 or global_batch % world_size:
+            raise DataError(
+                f"a global batch of {global_batch} cannot be shared by {world_size} ranks; "
+                f"make it a multiple of {world_size}"
+            )
+        require_divisor(data.streams, world_size, data.workers)
+        self.data, self.seed, self.global_batch = data, seed, global_batch
+        self.rank, self.world_size = rank, world_size
+        self.split = read_manifest(data.train).split("train", data.train)
+        require_size(self.split.smallest_side(), data.crop, data.train)
+        check_files(data.train, self.split)
+        self.order = Order(
+            [shard.samples for shard in self.split.shards], data.streams, seed, data.shuffle_buffer
+        )
+        self.cache = _cache_for(data, data.train, self.split, data.streams // world_size)
+        self.step = 0
+        self.consumed = 0  # samples, over all ranks
+        self.bad = 0  # undecodable samples this rank has met since it started
+        self._seen = 0  # samples this rank has received since it started
+
+    def state_dict(self) -> dict[str, int]:
+        """Where the stream stands, and what it must be continued with; equal on all ranks."""
+        return {
+            "step": self.step,
+            "samples": self.consumed,
+            "seed": self.seed,
+            "streams": self.data.streams,
+            "shuffle_buffer": self.data.shuffle_buffer,
+            "dataset": self.split.fingerprint(),
+        }
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Continue where the state was taken.
+
+        Raises:
+            DataError: if the order is another one: other dataset, seed, streams or shuffle_buffer.
+        """
+        for name, mine in self.state_dict().items():
+            if name not in state:
+                raise DataError(f"data state: {name!r} is missing")
+            if name not in ("step", "samples") and state[name] != mine:
+                raise DataError(
+                    f"data state: {name} was {state[name]} and is now {mine}; "
+                    "a run keeps its dataset, seed, streams and shuffle_buffer to the end"
+                )
+        self.step, self.consumed = state["step"], state["samples"]
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        readers = max(self.data.workers, 1)
+        # Each loader item is one reader's piece of one batch, handed over in turn: items
+        # t*readers .. (t+1)*readers - 1 are batch t, with no queue of ours and no reordering.
+        pieces = iter(
+            DataLoader(
+                _Pieces(self),
+                batch_size=None,
+                num_workers=self.data.workers,
+                prefetch_factor=2 if self.data.workers else None,
+            )
+        )
+        while True:
+            batch = self._assemble([next(pieces) for _ in range(readers)])
+            self.step += 1
+            self.consumed += self.global_batch
+            yield batch
+
+    def _assemble(self, pieces: list[Piece]) -> dict[str, Any]:
+        for piece in pieces:
+            for report in piece.bad:
+                log.warning("%s", report)
+            self.bad += len(piece.bad)
+            if piece.error is not None:
+                raise DataError(piece.error)
+        size = self.global_batch // self.world_size
+        self._seen += size
+        if self.bad > self.data.max_bad_rate * max(self._seen, RATE_WINDOW):
+            raise DataError(
+                f"{self.data.train}: {self.bad} of {self._seen} samples could not be decoded, "
+                f"above data.max_bad_rate = {self.data.max_bad_rate}; "
+                "see the warnings above and run `hpcm-scale verify`"
+            )
+        side = self.data.crop
+        images = torch.empty(
+            (size, 3, side, side), dtype=torch.uint8, pin_memory=torch.cuda.is_available()
+        )
+        samples = torch.empty(size, dtype=torch.int64)
+        first = min(int(piece.positions[0]) for piece in pieces if len(piece.positions))
+        for piece in pieces:
+            rows = torch.from_numpy((piece.positions - first) // self.world_size)
+            images[rows] = piece.images
+            samples[rows] = torch.from_numpy(piece.samples)
+        epoch = self.consumed // self.order.total
+        return {"image": images, "sample": samples, "epoch": epoch, "step": self.step}
+
+
+class _Pieces(IterableDataset):
+    """The pieces of one reader, from a stream's current position on, in a worker process."""
+
+    def __init__(self, stream: TrainStream) -> None:
+        self.data, self.seed, self.order, self.split = (
+            stream.data,
+            stream.seed,
+            stream.order,
+            stream.split,
+        )
+        self.start, self.global_batch = stream.consumed, stream.global_batch
+        self.rank, self.world_size, self.cache = stream.rank, stream.world_size, stream.cache
+
+    def __iter__(self) -> Iterator[Piece]:
+        info = get_worker_info()
+        worker, workers = (info.id, info.num_workers) if info else (0, 1)
+        # Worker j of rank k: its positions ≡ k + W·j (mod W·workers) are ≡ k (mod W), the rank's.
+        index, count = self.rank + self.world_size * worker, self.world_size * workers
+        streams = self.data.streams // count
+        # Two a stream: shuffling makes a stream alternate between shards at their border.
+        reader = ShardReader(self.data.train, self.split, 2 * streams, self.cache)
+        start = self.start
+        while True:
+            stop = start + self.global_batch
+            yield self._piece(reader, owned_positions(start, stop, index, count))
+            start = stop
+
+    def _piece(self, reader: ShardReader, positions: np.ndarray) -> Piece:
+        side = self.data.crop
+        images = torch.empty((len(positions), 3, side, side), dtype=torch.uint8)
+        epochs, samples = self.order.at(positions)
+        piece = Piece(positions, samples, images, bad=[])
+        try:
+            for row, epoch in enumerate(epochs):
+                crop, decoded = self._decode(reader, int(epoch), int(samples[row]), piece.bad)
+                images[row] = torch.from_numpy(crop)
+                samples[row] = decoded
+        except DataError as error:
+            piece.error = str(error)
+        return piece
+
+    def _decode(
+        self, reader: ShardReader, epoch: int, sample: int, bad: list[str]
+    ) -> tuple[np.ndarray, int]:
+        """The crop of a sample, or of the next decodable one of its shard, and which it is."""
+        number, row = self.split.locate(sample)
+        shard = self.split.shards[number]
+        for step in range(shard.samples):
+            near = (row + step) % shard.samples
+            neighbour = sample - row + near
+            width, height = int(shard.widths[near]), int(shard.heights[near])
+            # Keyed by the sample asked for: a neighbour standing in is cropped somewhere else
+            # than where it is cropped in its own turn.
+            crop = random_crop(
+                width, height, self.data.crop, self.data.flips, self.seed, epoch, sample
+            )
+            try:
+                return decode_crop(reader.read(neighbour), width, height, crop), neighbour
+            except BadImage as error:
+                key = sample_key(shard.names[near])
+                bad.append(f"{self.data.train}/{shard.path}: sample {key!r} is bad: {error}")
+        raise DataError(f"{self.data.train}/{shard.path}: no sample of this shard can be decoded")
+
+
+def _cache_for(data: DataConfig, root: str, split: Split, streams: int) -> Cache | None:
+    """The cache a rank that reads `streams` streams uses for `root`: none for a local folder.
+
+    Raises:
+        DataError: if it could not hold the shards read at a time.
+    """
+    if not is_remote(root):
+        return None
+    bound = int(data.cache_gb * 1e9)
+    largest = max(shard.bytes for shard in split.shards)
+    at_once = min(streams, len(split.shards))
+    if largest * at_once > bound:
+        raise DataError(
+            f"data.cache_gb: {data.cache_gb} cannot hold the {at_once} shards that a rank reads "
+            f"at a time; give {largest * at_once / 1e9:.3g} for each rank of the host"
+        )
+    return Cache(data.cache, bound)
+
+
+@dataclass
+class WholeImage:
+    """An image of a validation set."""
+
+    image: torch.Tensor
+    """(3, H, W) uint8."""
+    sample: int
+    """Its number in the set."""
+    key: str
+    """Its name, without folder and suffix."""
+    counted: bool
+    """False for a stand-in that only keeps the ranks in step: leave it out of averages."""
+
+
+def read_images(
+    source: DataConfig | str | Path, split: str = "val", rank: int = 0, world_size: int = 1
+) -> Iterator[WholeImage]:
+    """The images of a set, whole, in order: those numbered rank, rank + world_size, ...
+
+    Every rank gets equally many, ceil(n / world_size), so that a collective in each step hangs
+    no one; where its own run out, the first image stands in with counted=False. Sums over the
+    counted images of all ranks, divided by their number, are the exact averages of the set.
+
+    Args:
+        source: a run's data section; or a packed dataset's folder or URL; or a plain folder
+            of images, where `split` is ignored.
+
+    Raises:
+        DataError: if there is no such set, it is empty, or an image cannot be decoded: an average
+            over fewer images would pass for one over all.
+    """
+    data = source if isinstance(source, DataConfig) else DataConfig(train=str(source))
+    root = data.train if data.val is None or split == "train" else data.val
+    if not is_remote(root) and not (Path(root) / NAME).exists():
+        images = _FolderImages(root)
+    else:
+        images = _SplitImages(data, root, split)
+    for start in range(0, images.samples, world_size):
+        counted = start + rank < images.samples
+        sample = start + rank if counted else 0
+        key, where, content = images.read(sample)
+        try:
+            image = torch.from_numpy(decode_whole(content))
+        except BadImage as error:
+            raise DataError(f"{where}: cannot be decoded ({error})") from None
+        yield WholeImage(image, sample, key, counted)
+
+
+class _SplitImages:
+    """The images of a packed split."""
+
+    def __init__(self, data: DataConfig, root: str, name: str) -> None:
+        manifest = read_manifest(root)
+        if root == data.val and name not in manifest.splits():
+            name = "train"  # a dataset given for validation alone need not have been split
+        self.split = manifest.split(name, root)
+        check_files(root, self.split)
+        self.samples = self.split.samples
+        self.reader = ShardReader(root, self.split, 1, _cache_for(data, root, self.split, 1))
+
+    def read(self, sample: int) -> tuple[str, str, bytes]:
+        """Key, where it is for a message, and bytes."""
+        number, row = self.split.locate(sample)
+        shard = self.split.shards[number]
+        name = shard.names[row]
+        where = f"{self.reader.root}/{shard.path}: {name}"
+        return sample_key(name), where, self.reader.read(sample)
+
+
+class _FolderImages:
+    """The image files of a plain folder, by name."""
+
+    def __init__(self, root: str) -> None:
+        folder = Path(root)
+        self.paths = []
+        if folder.is_dir():
+            self.paths = sorted(path for path in folder.iterdir() if image_suffix(path.name))
+        if not self.paths:
+            raise DataError(f"{root}: is neither a packed dataset nor a folder with images")
+        self.samples = len(self.paths)
+
+    def read(self, sample: int) -> tuple[str, str, bytes]:
+        path = self.paths[sample]
+        try:
+            return path.stem, str(path), path.read_bytes()
+        except OSError as error:
+            raise DataError(f"{path}: cannot be read ({error})") from None
