@@ -91,6 +91,137 @@ def pack(
         console.print(inspect.summary(manifest))
 
 
+@app.command()
+def encode(
+    inputs: list[str] = typer.Argument(help="Pictures (PNG, JPEG, WebP, ...); - for a pipe."),
+    output: str | None = typer.Option(
+        None, "-o", "--output", help="File, folder or -; beside each input by default."
+    ),
+    model: str | None = typer.Option(
+        None, "-m", "--model", help="Model file, or its name in the folder HPCM_MODELS."
+    ),
+    verify: bool = typer.Option(False, "--verify", help="Decode the result before writing it."),
+    device: str = typer.Option("cpu", help="Where the network runs: cpu, cuda, cuda:1, ..."),
+    threads: int | None = typer.Option(None, min=1, help="CPU threads; all cores by default."),
+    verbose: bool = typer.Option(False, "-v", "--verbose", help="Where time and bits went."),
+) -> None:
+    """Compress pictures to .hpcm files."""
+    from hpcm_scale.codec.commands import encode_files
+
+    encode_files(inputs, output, model, _device(device, threads), verify, verbose)
+
+
+@app.command()
+def decode(
+    inputs: list[str] = typer.Argument(help="Files made by encode; - for a pipe."),
+    output: str | None = typer.Option(
+        None, "-o", "--output", help="File, folder or -; its extension chooses the format."
+    ),
+    model: str | None = typer.Option(
+        None, "-m", "--model", help="Model file or name; found by identity in HPCM_MODELS."
+    ),
+    device: str = typer.Option("cpu", help="Where the network runs: cpu, cuda, cuda:1, ..."),
+    threads: int | None = typer.Option(None, min=1, help="CPU threads; all cores by default."),
+    verbose: bool = typer.Option(False, "-v", "--verbose", help="Where time went."),
+) -> None:
+    """Decompress .hpcm files to pictures."""
+    from hpcm_scale.codec.commands import decode_files
+
+    decode_files(inputs, output, model, _device(device, threads), verbose)
+
+
+def _device(name: str, threads: int | None) -> str:
+    """The device by that name, checked, with torch's threads set."""
+    import torch
+
+    from hpcm_scale.errors import ConfigError
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"--device: {name!r} cannot be used ({reason})") from None
+    return name
+
+
+@app.command()
+def info(target: str = typer.Argument(help="A .hpcm or .safetensors file.")) -> None:
+    """Say what a file is."""
+    from hpcm_scale.codec.commands import describe
+
+    for field, value in describe(target):
+        console.print(f"{field:>18}  {value}", highlight=False, markup=False, soft_wrap=True)
+
+
+@app.command()
+def verify(
+    dataset: str = typer.Argument(help="Folder of a dataset."),
+    jobs: int | None = typer.Option(None, min=1, help="Processes; all cores by default."),
+) -> None:
+    """Check every byte, offset and image of a dataset against its manifest."""
+    from hpcm_scale.data.verify import verify
+    from hpcm_scale.errors import DataError
+
+    problems = verify(dataset, jobs=jobs, console=console)
+    for problem in problems:
+        console.print(f"{problem}", highlight=False, markup=False, soft_wrap=True)
+    if problems:
+        raise DataError(f"{dataset}: {len(problems)} problems")
+    console.print(f"{dataset}: every shard and image is what the manifest says")
+
+
+@app.command()
+def inspect(
+    dataset: str = typer.Argument(help="Folder or URL of a dataset."),
+    sheet: Path = typer.Option(Path("contact_sheet.png"), help="Contact sheet to write."),
+) -> None:
+    """Show what a dataset holds: counts, sizes, and a contact sheet (of a local one)."""
+    from hpcm_scale.data import inspect
+    from hpcm_scale.data.remote import is_remote
+    from hpcm_scale.data.shards import read_manifest
+
+    manifest = read_manifest(dataset)
+    console.print(inspect.summary(manifest))
+    console.print(inspect.side_histogram(manifest))
+    if not is_remote(dataset):
+        count = inspect.contact_sheet(dataset, manifest, sheet)
+        console.print(f"{sheet}: {count} images")
+
+
+@app.command()
+def index(
+    folder: Path = typer.Argument(help="A folder of WebDataset tars, such as img2dataset's."),
+    val: str | None = typer.Option(None, help="Glob of the tars kept for validation."),
+    min_side: int = typer.Option(256, min=1, help="Images with a shorter side are not listed."),
+    jobs: int | None = typer.Option(None, min=1, help="Processes; all cores by default."),
+) -> None:
+    """Give a manifest to tars made elsewhere, without rewriting them."""
+    from hpcm_scale.data import inspect
+    from hpcm_scale.data.index import index
+
+    manifest = index(folder, val=val, min_side=min_side, jobs=jobs, console=console)
+    console.print(inspect.summary(manifest))
+
+
+bench = typer.Typer(help="Measure speed on this machine, as ratios within one run.")
+app.add_typer(bench, name="bench")
+
+
+@bench.command("data")
+def bench_data(
+    dataset: str = typer.Argument(help="Folder of a dataset."),
+    crop: int = typer.Option(256, min=1, help="Side of the crops."),
+    images: int = typer.Option(256, min=1, help="Images a measurement takes."),
+    repeats: int = typer.Option(3, min=1, help="Measurements of each loader; medians are shown."),
+) -> None:
+    """Images/s of the training stream, of plain webdataset and of a folder, 0 to 2 workers."""
+    from hpcm_scale.data.bench import bench_data
+
+    console.print(bench_data(dataset, crop, images, repeats, workers=[0, 1, 2]))
+
+
 def main() -> None:
     """Entry point: a user's error becomes one line on stderr and exit code 2."""
     try:

@@ -1,0 +1,165 @@
+"""How fast batches come, beside plain webdataset and a folder of files on the same images."""
+
+import random
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import webdataset
+from rich.table import Table
+from torch.utils.data import DataLoader, Dataset, RandomSampler
+
+from hpcm_scale.config import DataConfig
+from hpcm_scale.data.augment import Crop
+from hpcm_scale.data.images import decode_crop, decode_whole, open_image
+from hpcm_scale.data.manifest import Split
+from hpcm_scale.data.shards import ShardReader, check_files, read_manifest
+from hpcm_scale.data.stream import TrainStream
+
+BATCH = 16
+WARM_UP = 4  # batches before the clock starts: worker start-up and what they have prefetched
+Decoder = Callable[[bytes, int], np.ndarray]
+
+
+def decode_then_crop(data: bytes, side: int) -> np.ndarray:
+    """What a plain loader does: the whole image, then a random crop, mirrored or not."""
+    pixels = decode_whole(data)
+    top = random.randint(0, pixels.shape[1] - side)
+    left = random.randint(0, pixels.shape[2] - side)
+    pixels = pixels[:, top : top + side, left : left + side]
+    return np.ascontiguousarray(pixels[:, :, ::-1] if random.random() < 0.5 else pixels)
+
+
+def crop_while_decoding(data: bytes, side: int) -> np.ndarray:
+    """The same by this program's decoder, which stops below the crop."""
+    with open_image(data) as image:
+        width, height = image.size
+    left, top = random.randint(0, width - side), random.randint(0, height - side)
+    return decode_crop(data, width, height, Crop(left, top, side, random.random() < 0.5))
+
+
+class FolderDataset(Dataset):
+    """One file an image, as a torch map-style dataset."""
+
+    def __init__(self, paths: list[Path], decoder: Decoder, side: int) -> None:
+        self.paths, self.decoder, self.side = paths, decoder, side
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        return torch.from_numpy(self.decoder(self.paths[index].read_bytes(), self.side))
+
+
+def _folder_batches(
+    paths: list[Path], decoder: Decoder, side: int, workers: int
+) -> Iterator[torch.Tensor]:
+    dataset = FolderDataset(paths, decoder, side)
+    sampler = RandomSampler(dataset, num_samples=1 << 30, replacement=True)
+    return iter(DataLoader(dataset, BATCH, sampler=sampler, num_workers=workers))
+
+
+def _webdataset_batches(
+    urls: list[str], decoder: Decoder, side: int, workers: int
+) -> Iterator[Any]:
+    def crop(sample: dict[str, Any]) -> torch.Tensor:
+        return torch.from_numpy(decoder(sample["image"], side))
+
+    dataset = (
+        webdataset.WebDataset(urls, shardshuffle=len(urls), empty_check=False)
+        .shuffle(256)
+        .rename(image="png;jpg;jpeg;webp")
+        .map(crop)
+        .batched(BATCH, collation_fn=torch.stack)
+        .repeat()
+    )
+    return iter(DataLoader(dataset, batch_size=None, num_workers=workers))
+
+
+def images_per_second(batches: Iterator[Any], images: int) -> float:
+    """Over `images` images, after a warm-up."""
+    for _ in range(WARM_UP):
+        next(batches)
+    count = -(-images // BATCH)
+    start = time.perf_counter()
+    for _ in range(count):
+        next(batches)
+    return count * BATCH / (time.perf_counter() - start)
+
+
+def bench_data(root: str, side: int, images: int, repeats: int, workers: list[int]) -> Table:
+    """Measure the stream of a local dataset against the alternatives, in turn, `repeats` times.
+
+    Returns:
+        Median images/s of each for each number of workers, with the ratio of ours to it.
+
+    Raises:
+        DataError: if the dataset cannot be read.
+    """
+    split = read_manifest(root).split("train", root)
+    check_files(root, split)
+    urls = [str(Path(root) / shard.path) for shard in split.shards]
+    table = Table("loader", *(f"{n} workers" for n in workers), title=f"images/s, {side}x{side}")
+    with tempfile.TemporaryDirectory() as folder:
+        paths = _unpack(root, split, Path(folder))
+
+        def ours(n: int) -> Iterator[Any]:
+            data = DataConfig(train=root, crop=side, workers=n)
+            return iter(TrainStream(data, seed=0, global_batch=BATCH))
+
+        loaders: dict[str, Callable[[int], Iterator[Any]]] = {
+            "hpcm_scale": ours,
+            "webdataset, whole images": lambda n: _webdataset_batches(
+                urls, decode_then_crop, side, n
+            ),
+            "webdataset, our decoder": lambda n: _webdataset_batches(
+                urls, crop_while_decoding, side, n
+            ),
+            "folder, whole images": lambda n: _folder_batches(paths, decode_then_crop, side, n),
+            "folder, our decoder": lambda n: _folder_batches(paths, crop_while_decoding, side, n),
+        }
+        speeds: dict[tuple[str, int], list[float]] = {}
+        for _ in range(repeats):
+            for name, loader in loaders.items():
+                for n in workers:
+                    speed = images_per_second(loader(n), images)
+                    speeds.setdefault((name, n), []).append(speed)
+        decoding = _decode_rate(root, split, side, images)
+    medians = {key: statistics.median(values) for key, values in speeds.items()}
+    for name in loaders:
+        cells = []
+        for n in workers:
+            ratio = medians["hpcm_scale", n] / medians[name, n]
+            cells.append(f"{medians[name, n]:.1f}" + ("" if ratio == 1 else f"  ({ratio:.2f}x)"))
+        table.add_row(name, *cells)
+    table.caption = "in brackets: ours over this loader"
+    if 0 in workers:
+        share = medians["hpcm_scale", 0] / decoding
+        table.caption += f"; decoding is {100 * share:.0f} % of our time with 0 workers"
+    return table
+
+
+def _unpack(root: str, split: Split, folder: Path) -> list[Path]:
+    """The split's images as files, named by number: names from a tar never become paths."""
+    reader = ShardReader(root, split, 1, cache=None)
+    paths = []
+    for sample in range(split.samples):
+        paths.append(folder / f"{sample:08d}")
+        paths[-1].write_bytes(reader.read(sample))
+    return paths
+
+
+def _decode_rate(root: str, split: Split, side: int, images: int) -> float:
+    """Images/s of the decoder alone, on bytes already in memory."""
+    reader = ShardReader(root, split, 1, cache=None)
+    chosen = random.Random(0).choices(range(split.samples), k=images)
+    contents = [reader.read(sample) for sample in chosen]
+    start = time.perf_counter()
+    for data in contents:
+        crop_while_decoding(data, side)
+    return images / (time.perf_counter() - start)
