@@ -1,0 +1,430 @@
+"""The codec: pictures to `.hpcm` bytes and back, by a trained model.
+
+codec = Codec.load("model.safetensors")
+data = codec.encode(image)
+image = codec.decode(data)
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from time import perf_counter
+from typing import Self
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from hpcm_scale.codec import container
+from hpcm_scale.codec.coder import LARGEST_SYMBOL, Puller, Pusher, SymbolDigest, SymbolModels
+from hpcm_scale.codec.images import (
+    Picture,
+    check_size,
+    pack_alpha,
+    pack_icc,
+    picture_of,
+    unpack_alpha,
+    unpack_icc,
+)
+from hpcm_scale.codec.path import EntropyPath, FloatPath
+from hpcm_scale.codec.tiles import (
+    HYPER,
+    LATENT,
+    Tile,
+    balanced_tile,
+    canvas,
+    coding_tiles,
+    inside_mask,
+)
+from hpcm_scale.codec.transforms import analyse, dense, synthesise
+from hpcm_scale.errors import BitstreamError, CheckpointError, DataError
+from hpcm_scale.models.density import bits
+from hpcm_scale.weights.modelfile import LoadedModel, load_model
+
+LARGEST_TILE = 2048
+"""Side of the square above whose area a picture is coded in several tiles."""
+_SLACK_BITS = 64
+"""What an entropy coder's state may hold beyond the information in its payload."""
+
+
+@dataclass
+class Timing:
+    """Where the time of a call went, in seconds."""
+
+    network: float = 0.0
+    entropy: float = 0.0
+    """Sorting, coding and checking symbols; moving them off the device."""
+
+    @contextmanager
+    def entropy_part(self) -> Iterator[None]:
+        """Count the block as entropy coding rather than network."""
+        start = perf_counter()
+        try:
+            yield
+        finally:
+            spent = perf_counter() - start
+            self.entropy += spent
+            self.network -= spent
+
+    @contextmanager
+    def network_part(self) -> Iterator[None]:
+        """Count the block as network, but for the entropy parts inside it."""
+        start = perf_counter()
+        try:
+            yield
+        finally:
+            self.network += perf_counter() - start
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A compressed picture and what is worth knowing about it."""
+
+    data: bytes
+    """The whole `.hpcm` file."""
+    width: int
+    height: int
+    payload_bytes: int
+    """The entropy-coded part of `data`."""
+    estimated_bits: float | None
+    """What the model's densities say the symbols cost; None unless asked for."""
+    timing: Timing
+    notices: tuple[str, ...] = ()
+    """What was given up of the original."""
+
+    @property
+    def bpp(self) -> float:
+        """Bits of the whole file per pixel of the picture."""
+        return 8 * len(self.data) / (self.width * self.height)
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """A decompressed picture."""
+
+    picture: Picture
+    timing: Timing
+
+
+@dataclass
+class _Groups:
+    """The symbols of one tile in coding order, each group with the tables that code it."""
+
+    groups: list[tuple[np.ndarray, np.ndarray, SymbolModels]] = field(default_factory=list)
+    bits: float = 0.0
+
+
+class Codec:
+    """A loaded model, ready to code any number of pictures.
+
+    Args:
+        model: from `load_model`.
+        path: the entropy path; the network's own floating point unless told.
+
+    Raises:
+        CheckpointError: if the model's architecture has no coding steps.
+    """
+
+    def __init__(self, model: LoadedModel, path: EntropyPath | None = None) -> None:
+        if not hasattr(model.network, "code_steps"):
+            raise CheckpointError(
+                f"{model.info.path}: architecture {model.info.config.architecture!r} can be "
+                "trained and compared, but not coded with; use an hpcm model"
+            )
+        self.info = model.info
+        self._network = model.network
+        self._tables = model.tables
+        self._path = path or FloatPath(model.network, model.tables)
+        self._y_models = SymbolModels(model.tables.y)
+        self._z_models = SymbolModels(model.tables.z)
+        self._device = model.network.z_prior.mean.device
+
+    @classmethod
+    def load(cls, path: Path | str, device: torch.device | str = "cpu") -> Self:
+        """A codec from a model file.
+
+        Raises:
+            CheckpointError: if it is missing, damaged or not a model that can code.
+        """
+        return cls(load_model(path, device))
+
+    @property
+    def identity(self) -> bytes:
+        """What files made by this model carry."""
+        return bytes.fromhex(self.info.identity)[: container.IDENTITY_BYTES]
+
+    def encode(self, image: Image.Image | np.ndarray) -> bytes:
+        """The `.hpcm` bytes of a PIL image or a uint8 array (H, W), (H, W, 3) or (H, W, 4).
+
+        Raises:
+            DataError: if the image is of a kind or size that cannot be coded.
+        """
+        return self.compress(picture_of(image)).data
+
+    def encode_batch(self, images: Sequence[Image.Image | np.ndarray]) -> list[bytes]:
+        """`encode` for several images; those of equal size pass through g_a and h_a together."""
+        pictures = [picture_of(image) for image in images]
+        sizes: dict[tuple[int, int], list[int]] = {}
+        for i, picture in enumerate(pictures):
+            sizes.setdefault((picture.height, picture.width), []).append(i)
+        results = [b""] * len(pictures)
+        for members in sizes.values():
+            encoded = self._compress([pictures[i] for i in members], estimate=False)
+            for i, result in zip(members, encoded, strict=True):
+                results[i] = result.data
+        return results
+
+    def decode(self, data: bytes) -> Image.Image:
+        """The picture in `.hpcm` bytes, in mode L, LA, RGB or RGBA.
+
+        Raises:
+            BitstreamError: as `decompress`.
+        """
+        return self.decompress(data).picture.to_pil()
+
+    def compress(self, picture: Picture, estimate: bool = False) -> Encoded:
+        """Encode one picture.
+
+        Args:
+            estimate: also add up what the model's densities say the symbols cost.
+
+        Raises:
+            DataError: if it is too large, or the model gives latents that are not numbers.
+        """
+        return self._compress([picture], estimate)[0]
+
+    def decompress(self, data: bytes) -> Decoded:
+        """Decode one picture.
+
+        Raises:
+            BitstreamError: if `data` is damaged, made by another model, or decodes to other
+                symbols than were encoded.
+        """
+        timing = Timing()
+        with timing.network_part(), torch.inference_mode():
+            parsed = container.read(data)
+            header = parsed.header
+            self._check(header, parsed.payloads)
+            alpha = icc = None
+            if parsed.icc is not None:
+                icc = unpack_icc(parsed.icc)
+            if parsed.alpha is not None:
+                alpha = unpack_alpha(parsed.alpha, header.width, header.height)
+            y_hat = self._decode_latents(parsed, timing)
+            pixels = synthesise(self._network, y_hat, header.height, header.width, header.grey)
+        return Decoded(Picture(pixels, alpha, icc), timing)
+
+    def _compress(self, pictures: list[Picture], estimate: bool) -> list[Encoded]:
+        """Encode pictures of one size."""
+        shared = Timing()
+        height, width = pictures[0].height, pictures[0].width
+        check_size(width, height, "image")
+        multiple = self._network.image_multiple
+        tile = balanced_tile(height, width, multiple, LARGEST_TILE)
+        tiles = coding_tiles(height, width, multiple, tile)
+        with shared.network_part(), torch.inference_mode():
+            y = analyse(self._network, [picture.pixels for picture in pictures])
+            z_symbols = [
+                self._path.hyper_symbols(self._network.h_a(dense(t.place.of(y)))) for t in tiles
+            ]
+        results = []
+        for i, picture in enumerate(pictures):
+            timing = Timing(network=shared.network / len(pictures))
+            digest, payloads, estimated = SymbolDigest(), [], 0.0
+            with timing.network_part(), torch.inference_mode():
+                for t, z in zip(tiles, z_symbols, strict=True):
+                    coded = self._encode_tile(
+                        t, y[i : i + 1], z[i : i + 1], digest, estimate, timing
+                    )
+                    estimated += coded.bits
+                    with timing.entropy_part():
+                        pusher = Pusher()
+                        for group in reversed(coded.groups):
+                            pusher.push(*group)
+                        payloads.append(pusher.payload())
+            data = container.write(
+                container.Container(
+                    container.Header(
+                        self.identity,
+                        width,
+                        height,
+                        digest.value,
+                        grey=picture.pixels.ndim == 2,
+                        portable=self._path.portable,
+                        tile=tile,
+                    ),
+                    tuple(payloads),
+                    None if picture.icc is None else pack_icc(picture.icc),
+                    None if picture.alpha is None else pack_alpha(picture.alpha),
+                )
+            )
+            results.append(
+                Encoded(
+                    data,
+                    width,
+                    height,
+                    sum(map(len, payloads)),
+                    estimated if estimate else None,
+                    timing,
+                    picture.notices,
+                )
+            )
+        return results
+
+    def _encode_tile(
+        self,
+        tile: Tile,
+        y: Tensor,
+        z_symbols: Tensor,
+        digest: SymbolDigest,
+        estimate: bool,
+        timing: Timing,
+    ) -> _Groups:
+        """Walk the coding steps of one tile and record its symbols."""
+        out = _Groups()
+        z_symbols = self._integers(z_symbols)
+        rows, columns = tile.hyper_inside
+        z_symbols[..., rows:, :] = 0
+        z_symbols[..., columns:] = 0
+        with timing.entropy_part():
+            symbols = z_symbols[..., :rows, :columns].cpu().numpy().ravel()
+            digest.update(symbols)
+            out.groups.append((symbols, self._z_table(tile), self._z_models))
+        if estimate:
+            coded = z_symbols[..., :rows, :columns]
+            out.bits += float(bits(coded, self._network.z_prior.scale).sum())
+
+        targets = self._network.schedule.split(dense(tile.place.of(y)))
+        masks = self._step_masks(tile)
+
+        def code(step: int, index: Tensor, mean: Tensor, scale: Tensor) -> Tensor:
+            symbols = self._integers((targets[step] - mean).round())
+            if masks is not None:
+                symbols *= masks[step]
+            if estimate:
+                priced = bits(symbols, scale)
+                out.bits += float((priced if masks is None else priced * masks[step]).sum())
+            with timing.entropy_part():
+                group = tuple(_coded(x, masks, step) for x in (symbols, index.to(torch.uint8)))
+                digest.update(group[0])
+                out.groups.append((*group, self._y_models))
+            return symbols
+
+        self._path.walk(z_symbols, code)
+        return out
+
+    def _decode_latents(self, parsed: container.Container, timing: Timing) -> Tensor:
+        """ŷ (1, M, H/16, W/16) of the whole canvas."""
+        header, config = parsed.header, self.info.config
+        multiple = self._network.image_multiple
+        sides = canvas(header.height, header.width, multiple)
+        y_hat = torch.empty(
+            (1, config.latent_channels, sides[0] // LATENT, sides[1] // LATENT),
+            device=self._device,
+            memory_format=torch.channels_last,
+        )
+        tiles = coding_tiles(header.height, header.width, multiple, header.tile)
+        digest = SymbolDigest()
+        complete = True
+        for tile, payload in zip(tiles, parsed.payloads, strict=True):
+            puller = Puller(payload)
+            try:
+                tile.place.of(y_hat).copy_(self._decode_tile(tile, puller, digest, timing))
+            except BitstreamError:
+                # Only wrong tables make an undamaged payload hold what no encoder writes.
+                complete = False
+            if not (complete and puller.is_empty()):
+                complete = False
+                break
+        if not complete or digest.value != header.digest:
+            raise BitstreamError(
+                "decodes to other symbols than were encoded: this machine's floating-point "
+                "results differ from the encoder's (device, library or number of threads; here "
+                f"{self._device}, {torch.get_num_threads()} threads); decode it as it was encoded"
+            )
+        return y_hat
+
+    def _decode_tile(
+        self, tile: Tile, puller: Puller, digest: SymbolDigest, timing: Timing
+    ) -> Tensor:
+        """ŷ of one tile."""
+        n = self.info.config.hyper_channels
+        rows, columns = tile.hyper_inside
+        z_symbols = torch.zeros(
+            (1, n, tile.place.height // HYPER, tile.place.width // HYPER), dtype=torch.int32
+        )
+        with timing.entropy_part():
+            symbols = puller.pull(self._z_table(tile), self._z_models)
+            digest.update(symbols)
+            z_symbols[..., :rows, :columns] = torch.from_numpy(symbols).view(1, n, rows, columns)
+        masks = self._step_masks(tile)
+
+        def code(step: int, index: Tensor, mean: Tensor, scale: Tensor) -> Tensor:
+            with timing.entropy_part():
+                symbols = puller.pull(_coded(index.to(torch.uint8), masks, step), self._y_models)
+                digest.update(symbols)
+                values = torch.from_numpy(symbols).to(self._device)
+                if masks is None:
+                    return values.view(index.shape)
+                placed = torch.zeros(index.shape, dtype=torch.int32, device=self._device)
+                placed[masks[step]] = values
+                return placed
+
+        return self._path.walk(z_symbols.to(self._device), code)
+
+    def _check(self, header: container.Header, payloads: tuple[bytes, ...]) -> None:
+        """Refuse what this codec cannot decode, before anything of the picture's size is made."""
+        if header.identity != self.identity:
+            raise BitstreamError(
+                f"was made by model {header.identity.hex()}, "
+                f"this model is {self.identity.hex()} ({self.info.label}, {self.info.path})"
+            )
+        if header.portable != self._path.portable:
+            raise BitstreamError("was made in portable mode, which this program does not decode")
+        try:
+            check_size(header.width, header.height, "its header")
+        except DataError as error:
+            raise BitstreamError(str(error)) from None
+        multiple = self._network.image_multiple
+        if header.tile is not None and any(side % multiple for side in header.tile):
+            raise BitstreamError(
+                f"has tiles of {header.tile[0]}×{header.tile[1]}, not multiples of {multiple}"
+            )
+        y_least = self._tables.y.least_bits().min() * self.info.config.latent_channels
+        z_least = self._tables.z.least_bits().sum()
+        tiles = coding_tiles(header.height, header.width, multiple, header.tile)
+        for tile, payload in zip(tiles, payloads, strict=True):
+            latents, hypers = np.prod(tile.inside), np.prod(tile.hyper_inside)
+            if latents * y_least + hypers * z_least > 8 * len(payload) + _SLACK_BITS:
+                raise BitstreamError(
+                    f"claims {header.width}×{header.height} pixels, more than a payload of "
+                    f"{len(payload)} bytes can hold"
+                )
+
+    def _z_table(self, tile: Tile) -> np.ndarray:
+        rows, columns = tile.hyper_inside
+        channels = np.arange(self.info.config.hyper_channels, dtype=np.uint16)
+        return channels.repeat(rows * columns)
+
+    def _step_masks(self, tile: Tile) -> list[Tensor] | None:
+        """Which symbols of each step are coded, bool; None if all are."""
+        if tile.is_full:
+            return None
+        mask = inside_mask(tile, self.info.config.latent_channels, self._device)
+        return [part > 0 for part in self._network.schedule.split(dense(mask))]
+
+    def _integers(self, symbols: Tensor) -> Tensor:
+        """Float symbols as int32."""
+        if not bool(symbols.abs().max() <= LARGEST_SYMBOL):  # also false for a NaN
+            raise DataError(
+                f"{self.info.path}: gives latents beyond ±{LARGEST_SYMBOL} for this picture; the "
+                "model has diverged, export an earlier checkpoint"
+            )
+        return symbols.to(torch.int32)
+
+
+def _coded(x: Tensor, masks: list[Tensor] | None, step: int) -> np.ndarray:
+    """The coded entries of a step's (1, C, h, w) tensor, in (channel, row, column) order."""
+    return (x.contiguous().flatten() if masks is None else x[masks[step]]).cpu().numpy()

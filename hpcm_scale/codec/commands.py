@@ -1,0 +1,313 @@
+"""The verbs `encode`, `decode` and `info` of the command line: files and pipes around the Codec."""
+
+import math
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from time import perf_counter
+
+import numpy as np
+from rich.console import Console
+from rich.progress import Progress
+
+from hpcm_scale.codec import container
+from hpcm_scale.codec.codec import Codec
+from hpcm_scale.codec.images import Picture, extension_writer, picture_bytes, read_picture
+from hpcm_scale.errors import BitstreamError, CheckpointError, DataError, HpcmError
+from hpcm_scale.files import atomic_write
+from hpcm_scale.weights.modelfile import ModelInfo, read_info
+
+PIPE = "-"
+"""As an input, standard input; as the output, standard output."""
+SUFFIX = ".hpcm"
+
+
+def encode_files(
+    inputs: Sequence[str],
+    output: str | None,
+    model: str | None,
+    device: str,
+    verify: bool,
+    verbose: bool,
+) -> None:
+    """Compress pictures, each to a `.hpcm` file.
+
+    Raises:
+        HpcmError: for the first thing that goes wrong; with several inputs, after trying them all.
+    """
+    targets = _targets(inputs, output, SUFFIX)
+    codec = Codec.load(find_model(model), device)
+
+    def encode(source: str, target: str, report: Callable[[str], None]) -> None:
+        picture = read_picture(_contents(source) if source == PIPE else source, source)
+        start = perf_counter()
+        encoded = codec.compress(picture, estimate=verbose)
+        seconds = perf_counter() - start
+        size = len(encoded.data)
+        ratio = picture.pixels.nbytes / size
+        line = (
+            f"{source} {encoded.width}x{encoded.height} -> {target}  {_thousands(size)} bytes  "
+            f"{encoded.bpp:.3f} bpp  {ratio:.0f}:1  encode {seconds:.1f} s  "
+            f"model {codec.info.label}"
+        )
+        if verify:
+            with _named(source):
+                line += f"  verified {_verify(codec, picture, encoded.data):.2f} dB"
+        _deliver(target, encoded.data)
+        report(line)
+        for notice in encoded.notices:
+            report(f"  note: {notice}")
+        if verbose:
+            bits = 8 * encoded.payload_bytes
+            report(
+                f"  network {encoded.timing.network:.2f} s, entropy coding "
+                f"{encoded.timing.entropy:.3f} s; payload {bits} bits, the model's estimate "
+                f"{encoded.estimated_bits:.0f} ({bits / encoded.estimated_bits - 1:+.2%}); "
+                f"identity {codec.identity.hex()}"
+            )
+
+    _each(inputs, targets, encode, "encoding")
+
+
+def decode_files(
+    inputs: Sequence[str],
+    output: str | None,
+    model: str | None,
+    device: str,
+    verbose: bool,
+) -> None:
+    """Decompress `.hpcm` files, each to a picture in the format of its name's extension.
+
+    Raises:
+        HpcmError: for the first thing that goes wrong; with several inputs, after trying them all.
+    """
+    targets = _targets(inputs, output, ".png")
+    for target in targets:
+        extension_writer(_picture_name(target))
+    codecs: dict[Path, Codec] = {}
+
+    def decode(source: str, target: str, report: Callable[[str], None]) -> None:
+        data = _contents(source)
+        with _named(source):
+            header = container.read(data).header
+        path = find_model(model, header.identity)
+        if path not in codecs:
+            codecs.clear()  # one model in memory at a time
+            codecs[path] = Codec.load(path, device)
+        codec = codecs[path]
+        start = perf_counter()
+        with _named(source):
+            decoded = codec.decompress(data)
+        seconds = perf_counter() - start
+        _deliver(target, picture_bytes(decoded.picture, _picture_name(target)))
+        report(
+            f"{source} -> {target} {header.width}x{header.height}  decode {seconds:.1f} s  "
+            f"model {codec.info.label}"
+        )
+        if verbose:
+            report(
+                f"  network {decoded.timing.network:.2f} s, "
+                f"entropy coding {decoded.timing.entropy:.3f} s"
+            )
+
+    _each(inputs, targets, decode, "decoding")
+
+
+def describe(target: str) -> Iterator[tuple[str, str]]:
+    """What a `.hpcm` or model file is, as (field, value) pairs.
+
+    Raises:
+        HpcmError: if it is missing, damaged or neither of the two.
+    """
+    path = Path(target)
+    if path.suffix != SUFFIX and not _begins(path, container.MAGIC):
+        yield from _describe_model(read_info(path))
+        return
+    data = _contents(target)
+    with _named(target):
+        parsed = container.read(data)
+    header = parsed.header
+    size = sum(map(len, parsed.payloads))
+    yield "file", f"{target}, .hpcm version {container.VERSION}"
+    yield "picture", f"{header.width}x{header.height}, 8-bit {'grey' if header.grey else 'RGB'}"
+    yield "size", f"{_thousands(len(data))} bytes, {8 * len(data) / _pixels(header):.4f} bpp"
+    yield "payload", f"{_thousands(size)} bytes in {header.tiles} tiles"
+    yield "alpha", "none" if parsed.alpha is None else f"{_thousands(len(parsed.alpha))} bytes"
+    yield "ICC profile", "none" if parsed.icc is None else f"{_thousands(len(parsed.icc))} bytes"
+    yield "header and checks", f"{_overhead(data, parsed)} bytes"
+    yield "arithmetic", "exact, portable" if header.portable else "floating point"
+    yield "model identity", header.identity.hex()
+
+
+def find_model(name: str | Path | None, identity: bytes | None = None) -> Path:
+    """The model file that a user means.
+
+    Args:
+        name: a path, or a name in the folder HPCM_MODELS; None for the one that fits.
+        identity: what the picture to decode carries; picks the model when `name` is None.
+
+    Raises:
+        CheckpointError: if there is no such model, or no telling which.
+    """
+    if name is not None and Path(name).is_file():
+        return Path(name)
+    folder = os.environ.get("HPCM_MODELS")
+    if folder is None:
+        raise CheckpointError(
+            f"--model: {name}: no such file"
+            if name
+            else "--model: name a model file, or set HPCM_MODELS to a folder of them"
+        )
+    models = {path.stem: path for path in sorted(Path(folder).glob("*.safetensors"))}
+    if name is not None:
+        found = models.get(str(name).removesuffix(".safetensors"))
+        if found is None:
+            raise CheckpointError(
+                f"--model: {name}: no such file, and HPCM_MODELS={folder} has "
+                f"{', '.join(models) or 'no models'}"
+            )
+        return found
+    if identity is not None:
+        for path in models.values():
+            if read_info(path).identity.startswith(identity.hex()):
+                return path
+        raise CheckpointError(
+            f"HPCM_MODELS={folder} has no model {identity.hex()}; name its file with --model"
+        )
+    if len(models) != 1:
+        raise CheckpointError(
+            f"--model: HPCM_MODELS={folder} has {len(models)} models; name one"
+            + (f" of {', '.join(models)}" if models else "")
+        )
+    return next(iter(models.values()))
+
+
+def _describe_model(info: ModelInfo) -> Iterator[tuple[str, str]]:
+    yield "file", f"{info.path}, model {info.label}"
+    yield "identity", f"{info.identity[:8]} (SHA-256 {info.identity})"
+    yield "tables", info.tables_hash
+    yield "lambda", "unknown" if info.lmbda is None else f"{info.lmbda:g}"
+    for field, value in info.config:
+        yield f"config.{field}", str(value)
+    for field, value in info.record.items():
+        yield f"record.{field}", str(value)
+
+
+def _targets(inputs: Sequence[str], output: str | None, suffix: str) -> list[str]:
+    """Where each input's result goes."""
+    into_folder = output is not None and (
+        len(inputs) > 1 or output.endswith("/") or Path(output).is_dir()
+    )
+    if into_folder and (output == PIPE or Path(output).is_file()):
+        raise DataError(f"--output: {output} cannot take {len(inputs)} files; name a folder")
+    if output is not None and not into_folder:
+        targets = [output]
+    else:
+        if PIPE in inputs and (into_folder or len(inputs) > 1):
+            raise DataError("-: standard input has no name to make another from; give it alone")
+        targets = [
+            PIPE
+            if source == PIPE
+            else str(Path(output or Path(source).parent) / f"{Path(source).stem}{suffix}")
+            for source in inputs
+        ]
+    for i, (source, target) in enumerate(zip(inputs, targets, strict=True)):
+        if target in targets[:i]:
+            raise DataError(f"{source}: {target} would be written twice; give folders of their own")
+        if target != PIPE and Path(target).resolve() == Path(source).resolve():
+            raise DataError(f"{source}: would be overwritten by its own result; use --output")
+    return targets
+
+
+def _each(
+    inputs: Sequence[str],
+    targets: Sequence[str],
+    run: Callable[[str, str, Callable[[str], None]], None],
+    doing: str,
+) -> None:
+    """Run over files with a progress bar; one bad file does not keep the others from being done."""
+    console = Console(stderr=PIPE in targets, highlight=False, soft_wrap=True)
+    errors = Console(stderr=True, highlight=False, soft_wrap=True)
+    failed = 0
+    with Progress(console=errors, transient=True, disable=len(inputs) == 1) as progress:
+        task = progress.add_task(doing, total=len(inputs))
+        for source, target in zip(inputs, targets, strict=True):
+            try:
+                run(source, target, lambda line: console.print(line, markup=False))
+            except HpcmError as error:
+                if len(inputs) == 1:
+                    raise
+                errors.print(f"hpcm-scale: {error}", markup=False)
+                failed += 1
+            progress.advance(task)
+    if failed:
+        raise DataError(f"{failed} of {len(inputs)} files failed; the others are done")
+
+
+def _contents(source: str) -> bytes:
+    try:
+        return sys.stdin.buffer.read() if source == PIPE else Path(source).read_bytes()
+    except OSError as error:
+        raise DataError(f"{source}: cannot be read ({error.strerror})") from None
+
+
+def _deliver(target: str, data: bytes) -> None:
+    if target == PIPE:
+        sys.stdout.buffer.write(data)
+        sys.stdout.buffer.flush()
+        return
+    try:
+        atomic_write(target, data)
+    except OSError as error:
+        raise DataError(f"{target}: cannot be written ({error.strerror})") from None
+
+
+def _verify(codec: Codec, picture: Picture, data: bytes) -> float:
+    """PSNR in dB of what `data` decodes to; raises BitstreamError if it does not decode."""
+    decoded = codec.decompress(data).picture
+    same_alpha = (
+        decoded.alpha is None
+        if picture.alpha is None
+        else np.array_equal(picture.alpha, decoded.alpha)
+    )
+    if not same_alpha or decoded.icc != picture.icc:
+        raise BitstreamError("does not decode to the alpha plane or ICC profile it was made from")
+    error = np.mean(np.square(picture.pixels.astype(np.float32) - decoded.pixels), dtype=float)
+    return 10 * math.log10(255**2 / error) if error else math.inf
+
+
+@contextmanager
+def _named(source: str) -> Iterator[None]:
+    """Put the file's name in front of what is wrong with it."""
+    try:
+        yield
+    except BitstreamError as error:
+        raise BitstreamError(f"{source}: {error}") from None
+
+
+def _begins(path: Path, magic: bytes) -> bool:
+    try:
+        with path.open("rb") as file:
+            return file.read(len(magic)) == magic
+    except OSError:
+        return False
+
+
+def _picture_name(target: str) -> str:
+    return "standard output.png" if target == PIPE else target
+
+
+def _pixels(header: container.Header) -> int:
+    return header.width * header.height
+
+
+def _overhead(data: bytes, parsed: container.Container) -> int:
+    return len(data) - sum(
+        len(part or b"") for part in (parsed.icc, parsed.alpha, *parsed.payloads)
+    )
+
+
+def _thousands(value: int) -> str:
+    return f"{value:,}".replace(",", " ")

@@ -1,0 +1,146 @@
+"""Geometry: which latents lie inside a picture, how it splits into tiles, how far transforms see.
+
+Two kinds of tiles. Coding tiles are part of the format: each is an independent entropy-coded
+stream. Transform tiles are not: g_a and g_s run on pieces that overlap by what the transform sees,
+so the result is that of the whole picture and no seam can appear.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from hpcm_scale.config import ModelConfig
+
+LATENT = 16
+"""Pixels along the side of a latent."""
+HYPER = 4
+"""Latents along the side of a hyper-latent."""
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A rectangle of positions."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+
+    def of(self, x: Tensor) -> Tensor:
+        """x (..., H, W) -> (..., height, width), a view."""
+        return x[..., self.top : self.top + self.height, self.left : self.left + self.width]
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A coding tile, in latents."""
+
+    place: Grid
+    """Where it lies on the padded canvas; sides suit the network."""
+    inside: tuple[int, int]
+    """Rows and columns of its latents that touch the picture, from its top left; the rest is not
+    coded, its symbols are 0."""
+
+    @property
+    def hyper_inside(self) -> tuple[int, int]:
+        """The same for hyper-latents."""
+        return (-(-self.inside[0] // HYPER), -(-self.inside[1] // HYPER))
+
+    @property
+    def is_full(self) -> bool:
+        """Whether all its latents are coded."""
+        return self.inside == (self.place.height, self.place.width)
+
+
+def canvas(height: int, width: int, multiple: int) -> tuple[int, int]:
+    """Sides of the picture padded for the network, in pixels."""
+    return (-(-height // multiple) * multiple, -(-width // multiple) * multiple)
+
+
+def coding_tiles(
+    height: int, width: int, multiple: int, tile: tuple[int, int] | None
+) -> list[Tile]:
+    """The coding tiles of a picture of `height` × `width` pixels, row by row.
+
+    Args:
+        multiple: what sides must be multiples of for the network, in pixels.
+        tile: width and height of the tiles in pixels, multiples of `multiple`; None for one tile.
+    """
+    padded = canvas(height, width, multiple)
+    tile_width, tile_height = tile or (padded[1], padded[0])
+    tiles = []
+    for top in range(0, padded[0], tile_height):
+        for left in range(0, padded[1], tile_width):
+            sides = (min(tile_height, padded[0] - top), min(tile_width, padded[1] - left))
+            shown = (min(sides[0], height - top), min(sides[1], width - left))
+            tiles.append(
+                Tile(
+                    Grid(*(value // LATENT for value in (top, left, *sides))),
+                    (-(-shown[0] // LATENT), -(-shown[1] // LATENT)),
+                )
+            )
+    return tiles
+
+
+def balanced_tile(height: int, width: int, multiple: int, largest: int) -> tuple[int, int] | None:
+    """Width and height of equal tiles of sides up to about `largest`; None if one tile will do."""
+    if height * width <= largest * largest:
+        return None
+    largest = max(multiple, largest // multiple * multiple)
+
+    def side(length: int) -> int:
+        count = -(-length // largest)
+        return -(-length // (count * multiple)) * multiple
+
+    return (side(width), side(height))
+
+
+def analysis_reach(config: ModelConfig) -> int:
+    """Pixels beyond its own that a latent of g_a depends on, rounded up to whole latents."""
+    return _reach(config.analysis_depths)
+
+
+def synthesis_reach(config: ModelConfig) -> int:
+    """Pixels beyond a latent's own that it influences through g_s, rounded up to whole latents."""
+    return _reach(config.synthesis_depths)
+
+
+def _reach(depths: tuple[int, ...]) -> int:
+    # A block reaches one position at its level, 2^(level+1) pixels; so at most does a resampling.
+    pixels = sum((depth + 1) << (level + 1) for level, depth in enumerate(depths))
+    return -(-pixels // LATENT) * LATENT
+
+
+def in_pieces(
+    height: int,
+    width: int,
+    side: int,
+    reach: int,
+    run: Callable[[Grid, Grid], None],
+) -> None:
+    """Cover a canvas with transform tiles.
+
+    Args:
+        height: of the canvas, in positions; likewise `width`.
+        side: largest side of what a piece yields.
+        reach: positions around it that it must see.
+        run: called with the part of the canvas to read and the part of it to keep.
+    """
+    for top in range(0, height, side):
+        for left in range(0, width, side):
+            keep = Grid(top, left, min(side, height - top), min(side, width - left))
+            first = (max(0, top - reach), max(0, left - reach))
+            last = (
+                min(height, top + keep.height + reach),
+                min(width, left + keep.width + reach),
+            )
+            run(Grid(*first, last[0] - first[0], last[1] - first[1]), keep)
+
+
+def inside_mask(tile: Tile, channels: int, device: torch.device) -> Tensor:
+    """(1, channels, h, w) float: 1 at the tile's latents that are coded, 0 in its padding."""
+    mask = torch.zeros(1, channels, tile.place.height, tile.place.width, device=device)
+    mask[..., : tile.inside[0], : tile.inside[1]] = 1
+    return mask

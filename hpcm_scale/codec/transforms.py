@@ -1,0 +1,93 @@
+"""Pixels to latents and back, in pieces of bounded size that overlap by what the network sees."""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hpcm_scale.codec.tiles import (
+    LATENT,
+    Grid,
+    analysis_reach,
+    canvas,
+    in_pieces,
+    synthesis_reach,
+)
+from hpcm_scale.models.hpcm import HPCM
+
+PIECE = 1024
+"""Side of the pieces that g_a and g_s run on, in pixels."""
+
+
+def analyse(network: HPCM, pictures: list[np.ndarray], piece: int = PIECE) -> Tensor:
+    """g_a of pictures of one size, each padded to its canvas.
+
+    Args:
+        pictures: uint8, (H, W, 3) or (H, W).
+        piece: side of the pieces, in pixels, a multiple of 16.
+
+    Returns:
+        (B, M, h, w) in channels_last memory, h and w those of the canvas over 16.
+    """
+    height, width = pictures[0].shape[:2]
+    sides = canvas(height, width, network.image_multiple)
+    shape = (len(pictures), network.config.latent_channels, *(side // LATENT for side in sides))
+    device = network.z_prior.mean.device
+    y = torch.empty(shape, device=device, memory_format=torch.channels_last)
+
+    def run(read: Grid, keep: Grid) -> None:
+        # Past its edge the picture is continued by its last row and column.
+        rows = np.arange(read.top * LATENT, (read.top + read.height) * LATENT)
+        columns = np.arange(read.left * LATENT, (read.left + read.width) * LATENT)
+        window = np.ix_(rows.clip(max=height - 1), columns.clip(max=width - 1))
+        x = torch.from_numpy(np.stack([_rgb(pixels[window]) for pixels in pictures])).to(device)
+        latents = network.g_a(dense(x.permute(0, 3, 1, 2) / 255))
+        keep.of(y).copy_(_within(read, keep).of(latents))
+
+    reach = analysis_reach(network.config) // LATENT
+    in_pieces(*shape[-2:], piece // LATENT, reach, run)
+    return y
+
+
+def synthesise(
+    network: HPCM, y_hat: Tensor, height: int, width: int, grey: bool, piece: int = PIECE
+) -> np.ndarray:
+    """g_s as 8-bit pixels.
+
+    Args:
+        y_hat: (1, M, h, w), covering at least `height` × `width` pixels.
+        piece: side of the pieces, in pixels, a multiple of 16.
+
+    Returns:
+        uint8 (height, width, 3), or (height, width) if `grey`: the mean of the channels.
+    """
+    pixels = np.empty((height, width) if grey else (height, width, 3), np.uint8)
+    y_hat = y_hat[..., : -(-height // LATENT), : -(-width // LATENT)]
+
+    def run(read: Grid, keep: Grid) -> None:
+        within = _within(read, keep)
+        within = Grid(*(LATENT * side for side in vars(within).values()))
+        x = within.of(network.g_s(dense(read.of(y_hat))))[0]
+        x = x.mean(0, keepdim=True) if grey else x
+        x = x.clamp(0, 1).mul(255).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()
+        top, left = LATENT * keep.top, LATENT * keep.left
+        place = pixels[top : top + x.shape[0], left : left + x.shape[1]]
+        x = x[: place.shape[0], : place.shape[1]]
+        place[:] = x[..., 0] if grey else x
+
+    reach = synthesis_reach(network.config) // LATENT
+    in_pieces(*y_hat.shape[-2:], piece // LATENT, reach, run)
+    return pixels
+
+
+def dense(x: Tensor) -> Tensor:
+    """`x` in channels_last memory, what the network is fastest in."""
+    return x.contiguous(memory_format=torch.channels_last)
+
+
+def _rgb(pixels: np.ndarray) -> np.ndarray:
+    return pixels if pixels.ndim == 3 else pixels[..., None].repeat(3, axis=2)
+
+
+def _within(read: Grid, keep: Grid) -> Grid:
+    """`keep` in the coordinates of `read`."""
+    return Grid(keep.top - read.top, keep.left - read.left, keep.height, keep.width)
