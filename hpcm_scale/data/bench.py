@@ -1,10 +1,12 @@
 """How fast batches come, beside plain webdataset and a folder of files on the same images."""
 
+import os
 import random
 import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset, RandomSampler
 from hpcm_scale.config import DataConfig
 from hpcm_scale.data.augment import Crop
 from hpcm_scale.data.images import decode_crop, decode_whole, open_image
-from hpcm_scale.data.manifest import Split
+from hpcm_scale.data.manifest import COLUMNS, NAME, Manifest, Split
 from hpcm_scale.data.shards import ShardReader, check_files, read_manifest
 from hpcm_scale.data.stream import TrainStream
 
@@ -141,6 +143,43 @@ def bench_data(root: str, side: int, images: int, repeats: int, workers: list[in
     if 0 in workers:
         share = medians["hpcm_scale", 0] / decoding
         table.caption += f"; decoding is {100 * share:.0f} % of our time with 0 workers"
+    return table
+
+
+def bench_resume(root: str, side: int) -> Table:
+    """Measure how long a run of a million samples takes to resume at 90 % of an epoch.
+
+    The million is synthetic: 1000 names for the first shard of `root`, its images listed over and
+    over, so that what is delivered in the end is read and decoded in earnest. `root` itself is
+    measured beside it.
+    """
+    table = Table(
+        "dataset", "samples", "manifest read, s", "first batch, s", title="resume at 90 %"
+    )
+    split = read_manifest(root).split("train", root)
+    with tempfile.TemporaryDirectory(dir=Path(root).parent) as folder:
+        shard = split.shards[0]
+        repeated = np.resize(np.arange(shard.samples), 1000)
+        shards = []
+        for number in range(1000):
+            path = f"{number:06d}.tar"
+            os.link(Path(root) / shard.path, Path(folder) / path)
+            columns = {c: getattr(shard, c)[repeated] for c in COLUMNS}
+            names = [shard.names[row] for row in repeated]
+            shards.append(replace(shard, path=path, names=names, **columns))
+        (Path(folder) / NAME).write_text(Manifest(tuple(shards), "bench").dumps())
+        for name, where in (("synthetic", folder), (root, root)):
+            start = time.perf_counter()
+            total = read_manifest(where).split("train", where).samples
+            read = time.perf_counter() - start
+            data = DataConfig(train=where, crop=side, workers=0)
+            stream = TrainStream(data, seed=0, global_batch=BATCH)
+            steps = int(0.9 * total / BATCH)
+            start = time.perf_counter()
+            stream.load_state_dict(stream.state_dict() | {"step": steps, "samples": steps * BATCH})
+            next(iter(stream))
+            first = time.perf_counter() - start
+            table.add_row(name, f"{total}", f"{read:.2f}", f"{first:.2f}")
     return table
 
 

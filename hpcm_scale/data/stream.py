@@ -46,9 +46,9 @@ class TrainStream:
 
     Iterating yields dicts: "image" (B, 3, crop, crop) uint8 with B = global_batch // world_size,
     "sample" (B,) int64 dataset-wide sample ids, "epoch" int (of the batch's first sample in the
-    global order), "step" int (batches delivered before this one). The global batch is that of
-    one rank with the same global_batch: rank k of W holds its rows k, k+W, k+2W, ... An epoch is
-    every sample exactly once; batches run over its end, nothing is dropped or repeated.
+    global order), "step" int (batches delivered before this one). The global batch is what a
+    single rank would get: of W ranks, rank k holds its rows k, k+W, k+2W, ... An epoch is every
+    sample exactly once; batches run over its end, nothing is dropped or repeated.
 
     For gradient accumulation, cut the batch: `for micro in batch["image"].split(micro_batch)`.
     Images stay uint8 until they are on the device: `x.to(device, non_blocking=True) / 255`.
