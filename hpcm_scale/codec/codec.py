@@ -5,11 +5,9 @@ data = codec.encode(image)
 image = codec.decode(data)
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from time import perf_counter
 from typing import Self
 
 import numpy as np
@@ -29,6 +27,7 @@ from hpcm_scale.codec.images import (
     unpack_icc,
 )
 from hpcm_scale.codec.path import EntropyPath, FloatPath
+from hpcm_scale.codec.results import Decoded, Encoded, Timing
 from hpcm_scale.codec.tiles import (
     HYPER,
     LATENT,
@@ -47,65 +46,6 @@ LARGEST_TILE = 2048
 """Side of the square above whose area a picture is coded in several tiles."""
 _SLACK_BITS = 64
 """What an entropy coder's state may hold beyond the information in its payload."""
-
-
-@dataclass
-class Timing:
-    """Where the time of a call went, in seconds."""
-
-    network: float = 0.0
-    entropy: float = 0.0
-    """Sorting, coding and checking symbols; moving them off the device."""
-
-    @contextmanager
-    def entropy_part(self) -> Iterator[None]:
-        """Count the block as entropy coding rather than network."""
-        start = perf_counter()
-        try:
-            yield
-        finally:
-            spent = perf_counter() - start
-            self.entropy += spent
-            self.network -= spent
-
-    @contextmanager
-    def network_part(self) -> Iterator[None]:
-        """Count the block as network, but for the entropy parts inside it."""
-        start = perf_counter()
-        try:
-            yield
-        finally:
-            self.network += perf_counter() - start
-
-
-@dataclass(frozen=True)
-class Encoded:
-    """A compressed picture and what is worth knowing about it."""
-
-    data: bytes
-    """The whole `.hpcm` file."""
-    width: int
-    height: int
-    payload_bytes: int
-    """The entropy-coded part of `data`."""
-    estimated_bits: float | None
-    """What the model's densities say the symbols cost; None unless asked for."""
-    timing: Timing
-    notices: tuple[str, ...] = ()
-    """What was given up of the original."""
-
-    @property
-    def bpp(self) -> float:
-        """Bits of the whole file per pixel of the picture."""
-        return 8 * len(self.data) / (self.width * self.height)
-
-
-@dataclass(frozen=True)
-class Decoded:
-    """A decompressed picture."""
-
-    picture: Picture
-    timing: Timing
 
 
 @dataclass
@@ -229,49 +169,57 @@ class Codec:
             z_symbols = [
                 self._path.hyper_symbols(self._network.h_a(dense(t.place.of(y)))) for t in tiles
             ]
-        results = []
-        for i, picture in enumerate(pictures):
-            timing = Timing(network=shared.network / len(pictures))
-            digest, payloads, estimated = SymbolDigest(), [], 0.0
-            with timing.network_part(), torch.inference_mode():
-                for t, z in zip(tiles, z_symbols, strict=True):
-                    coded = self._encode_tile(
-                        t, y[i : i + 1], z[i : i + 1], digest, estimate, timing
-                    )
-                    estimated += coded.bits
-                    with timing.entropy_part():
-                        pusher = Pusher()
-                        for group in reversed(coded.groups):
-                            pusher.push(*group)
-                        payloads.append(pusher.payload())
-            data = container.write(
-                container.Container(
-                    container.Header(
-                        self.identity,
-                        width,
-                        height,
-                        digest.value,
-                        grey=picture.pixels.ndim == 2,
-                        portable=self._path.portable,
-                        tile=tile,
-                    ),
-                    tuple(payloads),
-                    None if picture.icc is None else pack_icc(picture.icc),
-                    None if picture.alpha is None else pack_alpha(picture.alpha),
-                )
+        return [
+            self._assemble(
+                picture,
+                tile,
+                [(t, y[i : i + 1], z[i : i + 1]) for t, z in zip(tiles, z_symbols, strict=True)],
+                estimate,
+                Timing(network=shared.network / len(pictures)),
             )
-            results.append(
-                Encoded(
-                    data,
-                    width,
-                    height,
-                    sum(map(len, payloads)),
-                    estimated if estimate else None,
-                    timing,
-                    picture.notices,
-                )
-            )
-        return results
+            for i, picture in enumerate(pictures)
+        ]
+
+    def _assemble(
+        self,
+        picture: Picture,
+        tile: tuple[int, int] | None,
+        parts: list[tuple[Tile, Tensor, Tensor]],
+        estimate: bool,
+        timing: Timing,
+    ) -> Encoded:
+        """The file of one picture from its latents y and its z symbols, tile by tile."""
+        icc = None if picture.icc is None else pack_icc(picture.icc)
+        alpha = None if picture.alpha is None else pack_alpha(picture.alpha)
+        header = container.Header(
+            self.identity,
+            picture.width,
+            picture.height,
+            grey=picture.pixels.ndim == 2,
+            portable=self._path.portable,
+            tile=tile,
+        )
+        digest = SymbolDigest(container.digest_seed(header, icc, alpha))
+        payloads, estimated = [], 0.0
+        with timing.network_part(), torch.inference_mode():
+            for place, y, z_symbols in parts:
+                coded = self._encode_tile(place, y, z_symbols, digest, estimate, timing)
+                estimated += coded.bits
+                with timing.entropy_part():
+                    pusher = Pusher()
+                    for group in reversed(coded.groups):
+                        pusher.push(*group)
+                    payloads.append(pusher.payload())
+        header = replace(header, digest=digest.value)
+        return Encoded(
+            container.write(container.Container(header, tuple(payloads), icc, alpha)),
+            picture.width,
+            picture.height,
+            sum(map(len, payloads)),
+            estimated if estimate else None,
+            timing,
+            picture.notices,
+        )
 
     def _encode_tile(
         self,
@@ -326,7 +274,7 @@ class Codec:
             memory_format=torch.channels_last,
         )
         tiles = coding_tiles(header.height, header.width, multiple, header.tile)
-        digest = SymbolDigest()
+        digest = SymbolDigest(container.digest_seed(header, parsed.icc, parsed.alpha))
         complete = True
         for tile, payload in zip(tiles, parsed.payloads, strict=True):
             puller = Puller(payload)
@@ -342,7 +290,7 @@ class Codec:
             raise BitstreamError(
                 "decodes to other symbols than were encoded: this machine's floating-point "
                 "results differ from the encoder's (device, library or number of threads; here "
-                f"{self._device}, {torch.get_num_threads()} threads); decode it as it was encoded"
+                f"{self._device}, {torch.get_num_threads()} threads); decode as it was encoded"
             )
         return y_hat
 

@@ -155,10 +155,10 @@ class Puller:
 
 
 class SymbolDigest:
-    """CRC-32 of the symbols as little-endian int32, in the order they are coded."""
+    """CRC-32 of the symbols as little-endian int32, in the order they are decoded."""
 
-    def __init__(self) -> None:
-        self.value = 0
+    def __init__(self, seed: int) -> None:
+        self.value = seed
 
     def update(self, symbols: np.ndarray) -> None:
         """Take in (S,) int32 symbols."""

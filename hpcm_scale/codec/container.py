@@ -31,8 +31,8 @@ class Header:
     width: int
     """Pixels, as the user gets them."""
     height: int
-    digest: int
-    """CRC-32 of the decoded symbols."""
+    digest: int = 0
+    """CRC-32 of what the picture is made of: header, sections and decoded symbols."""
     grey: bool = False
     """The picture has one channel; it was coded as three equal ones."""
     portable: bool = False
@@ -61,29 +61,36 @@ class Container:
     """Section with the alpha plane, a greyscale PNG of the picture's size."""
 
 
+def digest_seed(header: Header, icc: bytes | None, alpha: bytes | None) -> int:
+    """What the digest begins from: CRC-32 of the fields before it and of the sections."""
+    value = zlib.crc32(_fields(header, icc, alpha))
+    for section in (icc, alpha):
+        value = zlib.crc32(section or b"", value)
+    return value
+
+
 def write(container: Container) -> bytes:
     """The bytes of a file."""
-    header = container.header
-    sections = [s for s in (container.icc, container.alpha) if s is not None]
+    header, icc, alpha = container.header, container.icc, container.alpha
+    parts = [s for s in (icc, alpha, *container.payloads) if s is not None]
+    out = bytearray(_fields(header, icc, alpha))
+    out += header.digest.to_bytes(4, "little")
+    out += b"".join(_varint(len(part)) for part in parts)
+    out += b"".join(parts)
+    return bytes(out + zlib.crc32(out).to_bytes(_CHECKSUM_BYTES, "little"))
+
+
+def _fields(header: Header, icc: bytes | None, alpha: bytes | None) -> bytes:
+    """The header up to its digest."""
     flags = (
         _PORTABLE * header.portable
         | _GREY * header.grey
-        | _ICC * (container.icc is not None)
-        | _ALPHA * (container.alpha is not None)
+        | _ICC * (icc is not None)
+        | _ALPHA * (alpha is not None)
         | _TILED * (header.tile is not None)
     )
-    out = bytearray(MAGIC)
-    out += bytes((VERSION, flags))
-    out += header.identity[:IDENTITY_BYTES]
-    out += _varint(header.width) + _varint(header.height)
-    if header.tile is not None:
-        out += b"".join(_varint(side // TILE_UNIT) for side in header.tile)
-    out += header.digest.to_bytes(4, "little")
-    for part in (*sections, *container.payloads):
-        out += _varint(len(part))
-    for part in (*sections, *container.payloads):
-        out += part
-    return bytes(out + zlib.crc32(out).to_bytes(_CHECKSUM_BYTES, "little"))
+    sides = [header.width, header.height, *(side // TILE_UNIT for side in header.tile or ())]
+    return MAGIC + bytes((VERSION, flags)) + header.identity + b"".join(map(_varint, sides))
 
 
 def read(data: bytes) -> Container:
@@ -113,9 +120,8 @@ def read(data: bytes) -> Container:
         columns, rows = (cursor.varint(name, 1, limit) for name in ("tile width", "tile height"))
         tile = (columns * TILE_UNIT, rows * TILE_UNIT)
     digest = int.from_bytes(cursor.take(4), "little")
-    header = Header(
-        identity, width, height, digest, bool(flags & _GREY), bool(flags & _PORTABLE), tile
-    )
+    grey, portable = bool(flags & _GREY), bool(flags & _PORTABLE)
+    header = Header(identity, width, height, digest, grey, portable, tile)
 
     sections = bool(flags & _ICC) + bool(flags & _ALPHA)
     # Every tile has a length of at least one byte: a count beyond the file is refused before

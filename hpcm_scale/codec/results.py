@@ -1,0 +1,67 @@
+"""What encoding and decoding return, and where their time went."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from time import perf_counter
+
+from hpcm_scale.codec.images import Picture
+
+
+@dataclass
+class Timing:
+    """Where the time of a call went, in seconds."""
+
+    network: float = 0.0
+    entropy: float = 0.0
+    """Sorting, coding and checking symbols; moving them off the device."""
+
+    @contextmanager
+    def entropy_part(self) -> Iterator[None]:
+        """Count the block as entropy coding rather than network."""
+        start = perf_counter()
+        try:
+            yield
+        finally:
+            spent = perf_counter() - start
+            self.entropy += spent
+            self.network -= spent
+
+    @contextmanager
+    def network_part(self) -> Iterator[None]:
+        """Count the block as network, but for the entropy parts inside it."""
+        start = perf_counter()
+        try:
+            yield
+        finally:
+            self.network += perf_counter() - start
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A compressed picture and what is worth knowing about it."""
+
+    data: bytes
+    """The whole `.hpcm` file."""
+    width: int
+    height: int
+    payload_bytes: int
+    """The entropy-coded part of `data`."""
+    estimated_bits: float | None
+    """What the model's densities say the symbols cost; None unless asked for."""
+    timing: Timing
+    notices: tuple[str, ...] = ()
+    """What was given up of the original."""
+
+    @property
+    def bpp(self) -> float:
+        """Bits of the whole file per pixel of the picture."""
+        return 8 * len(self.data) / (self.width * self.height)
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """A decompressed picture."""
+
+    picture: Picture
+    timing: Timing

@@ -1,0 +1,92 @@
+"""A small HPCM whose symbols vary, and pictures to code with it."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from hpcm_scale.codec.codec import Codec
+from hpcm_scale.models.zoo import build, model_config
+from hpcm_scale.weights.modelfile import ModelInfo, save_model
+
+
+def save_tiny(path: Path, seed: int = 0, **overrides: object) -> ModelInfo:
+    """Write a model file of Base's structure with 16 latent channels, randomly initialised."""
+    fields = {
+        "name": "tiny",
+        "latent_channels": 16,
+        "hyper_channels": 8,
+        "widths": [8, 8, 16],
+        "hyper_width": 8,
+        "heads": 4,
+    }
+    config = model_config("base", overrides=fields | overrides)
+    torch.manual_seed(seed)
+    network = build(config)
+    m = config.latent_channels
+    with torch.no_grad():
+        # As initialised, latents round to zero. Larger last layers spread y and z; offsets on h_s
+        # spread scales over the tables, some too small so that escapes are used, and means off 0.
+        network.g_a[-1][0].weight *= 10
+        network.h_a[-1][-1].weight *= 3
+        network.h_s[-1][-1].project.bias += torch.cat(
+            [torch.linspace(0.1, 8, m), torch.linspace(-2, 2, m)]
+        )
+        for step in network.steps:
+            step.scale *= torch.linspace(0.5, 2, 3 * m).view(1, -1, 1, 1)
+        network.z_prior.scale *= torch.linspace(0.3, 4, config.hyper_channels).view(1, -1, 1, 1)
+        network.z_prior.mean += 0.3
+    return save_model(path, network.state_dict(), config, lmbda=0.013, record={"steps": 0})
+
+
+def photo(height: int, width: int, seed: int = 0) -> np.ndarray:
+    """(H, W, 3) uint8: smooth shapes with some texture."""
+    rng = np.random.default_rng(seed)
+    rows, columns = np.arange(height) / 40, np.arange(width) / 40
+    x = rng.normal(0, 6, (height, width, 3)) + 128
+    for channel in range(3):
+        for _ in range(3):
+            a, b, phase = rng.uniform(0.3, 2, 3)
+            x[..., channel] += 30 * np.sin(a * rows[:, None] + b * columns + phase)
+    return x.clip(0, 255).astype(np.uint8)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    # The networks here are too small for threads to pay.
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the model files tiny.safetensors and other.safetensors."""
+    folder = tmp_path_factory.mktemp("models")
+    save_tiny(folder / "tiny.safetensors")
+    save_tiny(folder / "other.safetensors", seed=1)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def codec(models: Path) -> Codec:
+    """The codec of tiny.safetensors."""
+    return Codec.load(models / "tiny.safetensors")
+
+
+@pytest.fixture(scope="session")
+def other_codec(models: Path) -> Codec:
+    """The codec of other.safetensors: the same network with other parameters."""
+    return Codec.load(models / "other.safetensors")
+
+
+@pytest.fixture(scope="session")
+def make_photo() -> Callable[..., np.ndarray]:
+    """`photo`, for tests that choose a size."""
+    return photo
+
+
+@pytest.fixture(scope="session")
+def make_model() -> Callable[..., ModelInfo]:
+    """`save_tiny`, for tests that change the network."""
+    return save_tiny

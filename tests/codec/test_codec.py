@@ -1,0 +1,260 @@
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from hpcm_scale.codec import codec as codec_module
+from hpcm_scale.codec import container
+from hpcm_scale.codec.codec import Codec
+from hpcm_scale.codec.images import picture_of
+from hpcm_scale.codec.path import FloatPath
+from hpcm_scale.codec.tiles import analysis_reach, coding_tiles, synthesis_reach
+from hpcm_scale.codec.transforms import analyse, synthesise
+from hpcm_scale.errors import BitstreamError, DataError
+from hpcm_scale.weights.modelfile import load_model
+
+Photo = Callable[..., np.ndarray]
+
+
+def _walked(codec: Codec, monkeypatch: pytest.MonkeyPatch) -> list[np.ndarray]:
+    """Everything that passes the digest from now on: the symbols as coded, or as decoded."""
+    seen = []
+    update = codec_module.SymbolDigest.update
+    monkeypatch.setattr(
+        codec_module.SymbolDigest,
+        "update",
+        lambda self, symbols: (seen.append(symbols.copy()), update(self, symbols))[1],
+    )
+    return seen
+
+
+@pytest.mark.parametrize("size", [(256, 256), (1, 1), (1, 300), (257, 255), (16, 17), (300, 64)])
+def test_decoded_symbols_equal_the_encoded(
+    codec: Codec, make_photo: Photo, monkeypatch: pytest.MonkeyPatch, size: tuple[int, int]
+) -> None:
+    seen = _walked(codec, monkeypatch)
+    data = codec.encode(make_photo(*size))
+    encoded = seen[:]
+    seen.clear()
+    image = codec.decode(data)
+    assert image.size == size[::-1]
+    assert len(seen) == len(encoded) == 12  # z and 11 steps
+    assert all(np.array_equal(a, b) for a, b in zip(seen, encoded, strict=True))
+
+
+def test_only_latents_that_touch_the_picture_are_coded(
+    codec: Codec, make_photo: Photo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = _walked(codec, monkeypatch)
+    codec.encode(make_photo(100, 70))  # 7 x 5 latents, 2 x 2 hyper-latents
+    config = codec.info.config
+    assert seen[0].size == 4 * config.hyper_channels
+    assert sum(s.size for s in seen[1:]) == 35 * config.latent_channels
+
+
+def test_the_codec_reconstructs_what_the_network_s_own_forward_does(
+    models: Path, codec: Codec, make_photo: Photo
+) -> None:
+    pixels = make_photo(256, 512)
+    network = load_model(models / "tiny.safetensors").network
+    x = torch.from_numpy(pixels).permute(2, 0, 1)[None] / 255
+    with torch.inference_mode():
+        output = network(x.contiguous(memory_format=torch.channels_last))
+    expected = output.x_hat[0].clamp(0, 1).mul(255).permute(1, 2, 0).numpy()
+    encoded = codec.compress(picture_of(pixels), estimate=True)
+    decoded = codec.decompress(encoded.data).picture.pixels
+    assert np.abs(decoded - expected).max() <= 0.51  # rounding to 8 bits
+    assert encoded.estimated_bits == pytest.approx(float(output.bits.sum()), rel=1e-3)
+
+
+def test_real_size_is_near_the_information_content(codec: Codec, make_photo: Photo) -> None:
+    encoded = codec.compress(picture_of(make_photo(256, 512)), estimate=True)
+    assert len(encoded.data) - encoded.payload_bytes <= 24
+    # Untrained, a few per cent of the symbols are escapes, which cost more than estimated.
+    assert 0.98 < 8 * encoded.payload_bytes / encoded.estimated_bits < 1.1
+
+
+def test_a_batch_gives_the_same_files_as_one_at_a_time(codec: Codec, make_photo: Photo) -> None:
+    images = [make_photo(90, 130, seed) for seed in range(3)] + [make_photo(64, 64)]
+    for image, data in zip(images, codec.encode_batch(images), strict=True):
+        decoded = np.asarray(codec.decode(data))
+        assert decoded.shape == image.shape
+        # z is rounded from sums that a batch may order in another way, so bytes could differ.
+        alone = np.asarray(codec.decode(codec.encode(image)))
+        assert np.abs(decoded.astype(int) - alone).mean() < 0.1
+
+
+def test_another_model_is_refused_with_both_identities(
+    codec: Codec, other_codec: Codec, make_photo: Photo
+) -> None:
+    data = codec.encode(make_photo(64, 64))
+    with pytest.raises(BitstreamError) as refused:
+        other_codec.decode(data)
+    assert codec.identity.hex() in str(refused.value)
+    assert other_codec.identity.hex() in str(refused.value)
+
+
+class _OtherArithmetic(FloatPath):
+    """The path of a machine whose sums end in other last bits: scales off by up to 2e-5."""
+
+    def walk(self, z_symbols: Tensor, code: Callable[..., Tensor]) -> Tensor:
+        noise = torch.Generator().manual_seed(0)
+
+        def elsewhere(step: int, index: Tensor, mean: Tensor, scale: Tensor) -> Tensor:
+            off = 1 + 4e-5 * (torch.rand(scale.shape, generator=noise) - 0.5)
+            moved = torch.bucketize((scale * off).contiguous(), self._boundaries, out_int32=True)
+            return code(step, moved, mean, scale)
+
+        return super().walk(z_symbols, elsewhere)
+
+
+def test_other_arithmetic_ends_in_an_error_or_in_the_same_picture(
+    models: Path, codec: Codec, make_photo: Photo
+) -> None:
+    model = load_model(models / "tiny.safetensors")
+    elsewhere = Codec(model, _OtherArithmetic(model.network, model.tables))
+    outcomes = set()
+    for seed in range(30):
+        data = codec.encode(make_photo(200, 200, seed))
+        try:
+            picture = elsewhere.decode(data)
+        except BitstreamError as error:
+            outcomes.add(str(error).split(" (")[0])
+        else:
+            assert np.array_equal(picture, codec.decode(data))
+            outcomes.add("same")
+    refusal = (
+        "decodes to other symbols than were encoded: this machine's floating-point results "
+        "differ from the encoder's"
+    )
+    assert outcomes == {"same", refusal}
+
+
+def _forged(codec: Codec, data: bytes, **changes: object) -> bytes:
+    parsed = container.read(data)
+    return container.write(replace(parsed, header=replace(parsed.header, **changes)))
+
+
+def test_a_header_of_absurd_size_is_refused_before_anything_is_allocated(
+    codec: Codec, make_photo: Photo
+) -> None:
+    data = codec.encode(make_photo(16, 16))
+    for width, height in ((65535, 65535), (20000, 20000), (4000, 3000)):
+        start = time.monotonic()
+        with pytest.raises(BitstreamError, match=r"claims|above"):
+            codec.decode(_forged(codec, data, width=width, height=height))
+        assert time.monotonic() - start < 1
+
+
+def test_tiles_that_do_not_suit_the_network_are_refused(codec: Codec, make_photo: Photo) -> None:
+    data = codec.encode(make_photo(16, 16))
+    with pytest.raises(BitstreamError, match="not multiples of 256"):
+        codec.decode(_forged(codec, data, tile=(64, 256)))
+
+
+def test_a_portable_file_is_refused(codec: Codec, make_photo: Photo) -> None:
+    with pytest.raises(BitstreamError, match="portable mode"):
+        codec.decode(_forged(codec, codec.encode(make_photo(16, 16)), portable=True))
+
+
+@pytest.mark.parametrize("size", [(600, 900), (257, 1030)])
+def test_coding_in_tiles_changes_no_size_and_little_of_the_picture(
+    codec: Codec, make_photo: Photo, monkeypatch: pytest.MonkeyPatch, size: tuple[int, int]
+) -> None:
+    pixels = make_photo(*size)
+    whole = np.asarray(codec.decode(codec.encode(pixels)))
+    monkeypatch.setattr(codec_module, "LARGEST_TILE", 300)
+    data = codec.encode(pixels)
+    assert container.read(data).header.tiles > 3
+    tiled = np.asarray(codec.decode(data))
+    assert tiled.shape == whole.shape
+    # The latents are the same, but rounded about other means.
+    assert np.abs(tiled.astype(int) - whole).mean() < 2
+
+
+def test_transforms_in_pieces_give_what_they_give_whole(
+    models: Path, make_model: Callable[..., object], make_photo: Photo, tmp_path: Path
+) -> None:
+    """The pieces overlap by all that a transform sees, so that no seam can appear."""
+    deep = tmp_path / "deep.safetensors"
+    make_model(deep, synthesis_depths=[1, 2, 3, 2], analysis_depths=[2, 2, 2, 2])
+    for path in (models / "tiny.safetensors", deep):
+        network = load_model(path).network
+        pixels = make_photo(512, 768)
+        with torch.inference_mode():
+            whole, pieces = analyse(network, [pixels]), analyse(network, [pixels], piece=128)
+            assert (whole - pieces).abs().max() < 1e-4 * whole.abs().max()
+            size = (*pixels.shape[:2], False)
+            x, x_pieces = (
+                synthesise(network, whole.round(), *size, piece=piece).astype(int)
+                for piece in (1024, 112)
+            )
+        # Sums in another order may round a pixel to its neighbouring level.
+        assert np.abs(x - x_pieces).max() <= 1
+        assert (x != x_pieces).mean() < 1e-3
+
+
+def test_the_reach_is_what_the_transforms_see(models: Path, make_photo: Photo) -> None:
+    """Changing one pixel, or one latent, changes nothing further away than the reach."""
+    network = load_model(models / "tiny.safetensors").network
+    pixels = make_photo(512, 512)
+    changed = pixels.copy()
+    changed[256, 256] ^= 255
+    with torch.inference_mode():
+        y, y_changed = (analyse(network, [p]) for p in (pixels, changed))
+        rows = (y != y_changed).any(dim=1)[0].nonzero()
+        assert len(rows) > 1
+        assert (16 * (rows - 16).abs()).max() <= analysis_reach(network.config)
+        y_changed = y.clone()
+        y_changed[..., 16, 16] += 100
+        x, x_changed = (network.g_s(v) for v in (y, y_changed))
+        rows = (x != x_changed).any(dim=1)[0].nonzero()
+        assert (rows - 256).max() - 15 <= synthesis_reach(network.config)
+        assert (256 - rows).max() <= synthesis_reach(network.config)
+
+
+@pytest.mark.parametrize(
+    ("size", "tile"), [((1, 1), None), ((16384, 16384), (2048, 2048)), ((700, 513), (256, 512))]
+)
+def test_tiles_cover_every_latent_of_the_picture_once(
+    size: tuple[int, int], tile: tuple[int, int] | None
+) -> None:
+    height, width = -(-size[0] // 16), -(-size[1] // 16)
+    covered = np.zeros((height + 256, width + 256), np.int8)
+    for t in coding_tiles(*size, 256, tile):
+        place = t.place
+        assert place.height % 16 == place.width % 16 == 0
+        rows, columns = t.inside
+        covered[place.top : place.top + rows, place.left : place.left + columns] += 1
+    assert (covered[:height, :width] == 1).all()
+    assert covered.sum() == height * width
+
+
+def test_grey_alpha_and_profile_come_back(codec: Codec, make_photo: Photo) -> None:
+    pixels = make_photo(120, 90)
+    alpha = (np.indices((120, 90)).sum(0) % 256).astype(np.uint8)
+    for image in (Image.fromarray(pixels), Image.fromarray(pixels[..., 0])):
+        plain = np.asarray(codec.decode(codec.encode(image)))
+        image.putalpha(Image.fromarray(alpha))
+        image.info["icc_profile"] = b"profile" * 99
+        decoded = codec.decode(codec.encode(image))
+        assert decoded.mode == image.mode
+        assert decoded.info["icc_profile"] == b"profile" * 99
+        assert np.array_equal(decoded.getchannel("A"), alpha)
+        assert np.array_equal(np.asarray(decoded)[..., :-1].squeeze(), plain)
+
+
+def test_a_diverged_model_is_named_not_encoded(
+    models: Path, make_photo: Photo, tmp_path: Path
+) -> None:
+    model = load_model(models / "tiny.safetensors")
+    with torch.no_grad():
+        model.network.g_a[-1][0].weight.fill_(float("nan"))
+    with pytest.raises(DataError, match=r"tiny.safetensors: .*diverged"):
+        Codec(model).encode(make_photo(64, 64))

@@ -1,0 +1,162 @@
+import io
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from hpcm_scale import cli
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], models: Path) -> Run:
+    """Run hpcm-scale in this process: exit code, standard output, standard error."""
+    monkeypatch.setenv("HPCM_MODELS", str(models))
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["hpcm-scale", *map(str, arguments)])
+        capfd.readouterr()
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as stop:
+            code = stop.code or 0
+        return (code, *capfd.readouterr())
+
+    return run
+
+
+@pytest.fixture
+def picture(tmp_path: Path, make_photo: Callable[..., np.ndarray]) -> Path:
+    """A PNG of 60 × 40 pixels."""
+    path = tmp_path / "in" / "photo.png"
+    path.parent.mkdir()
+    Image.fromarray(make_photo(40, 60)).save(path)
+    return path
+
+
+def _refused(result: tuple[int, str, str], *words: str) -> None:
+    code, _, error = result
+    assert code == 2
+    assert error.count("\n") == 1, error
+    assert "Traceback" not in error
+    for word in words:
+        assert word in error
+
+
+def test_encode_decode_and_info_say_what_they_did(run: Run, picture: Path, tmp_path: Path) -> None:
+    coded, out = tmp_path / "a.hpcm", tmp_path / "out" / "a.png"
+    code, said, _ = run("encode", picture, "-o", coded, "--model", "tiny", "-v", "--verify")
+    assert code == 0
+    first = said.splitlines()[0]
+    assert f"{picture} 60x40 -> {coded}  " in first
+    assert f"{8 * coded.stat().st_size / 2400:.3f} bpp" in first
+    assert "model tiny-0.013" in first
+    assert "dB" in first
+    assert "the model's estimate" in said
+    # The file names its model, and the folder has it.
+    assert run("decode", coded, "-o", out)[0] == 0
+    assert Image.open(out).size == (60, 40)
+    code, said, _ = run("info", coded)
+    assert code == 0
+    assert "60x40, 8-bit RGB" in said
+    assert run("info", coded.with_name("b.hpcm"))[0] == 2
+
+
+def test_info_of_a_model_names_its_identity(run: Run, models: Path) -> None:
+    code, said, _ = run("info", models / "tiny.safetensors")
+    assert code == 0
+    assert "tiny-0.013" in said
+    assert "config.latent_channels  16" in said
+
+
+@pytest.mark.parametrize("extension", [".jpg", ".webp", ".png"])
+def test_the_extension_chooses_the_output_format(
+    run: Run, picture: Path, tmp_path: Path, extension: str
+) -> None:
+    run("encode", picture, "-o", tmp_path / "a.hpcm", "-m", "tiny")
+    assert run("decode", tmp_path / "a.hpcm", "-o", tmp_path / f"b{extension}")[0] == 0
+    kind = Image.open(tmp_path / f"b{extension}").format
+    assert kind == {".jpg": "JPEG", ".webp": "WEBP", ".png": "PNG"}[extension]
+
+
+def test_several_files_go_to_a_folder_and_a_bad_one_spares_the_rest(
+    run: Run, picture: Path, tmp_path: Path
+) -> None:
+    bad = tmp_path / "bad.png"
+    bad.write_bytes(b"nothing")
+    folder = tmp_path / "coded"
+    code, said, error = run("encode", bad, picture, "-o", folder, "-m", "tiny")
+    assert code == 2
+    assert "bad.png: is not an image" in error
+    assert "1 of 2 files failed" in error
+    assert f"-> {folder / 'photo.hpcm'}" in said
+    assert [p.name for p in folder.iterdir()] == ["photo.hpcm"]
+
+
+def test_pipes_carry_pictures_both_ways(models: Path, picture: Path) -> None:
+    """In processes of their own: what reaches standard output must be the file and no word more."""
+    program = [sys.executable, "-m", "hpcm_scale.cli"]
+    model = ["--model", str(models / "tiny.safetensors"), "--threads", "1"]
+    coded = subprocess.run(
+        [*program, "encode", "-", *model],
+        input=picture.read_bytes(),
+        capture_output=True,
+        check=True,
+    )
+    assert coded.stdout.startswith(b"HPC")
+    assert b"bpp" in coded.stderr
+    decoded = subprocess.run(
+        [*program, "decode", "-", *model], input=coded.stdout, capture_output=True, check=True
+    )
+    assert Image.open(io.BytesIO(decoded.stdout)).size == (60, 40)
+
+
+def test_bad_input_is_one_line_exit_code_2_and_no_file(
+    run: Run, picture: Path, tmp_path: Path, models: Path
+) -> None:
+    coded = tmp_path / "a.hpcm"
+    assert run("encode", picture, "-o", coded, "-m", "tiny")[0] == 0
+    good = coded.read_bytes()
+    damaged, short = tmp_path / "damaged.hpcm", tmp_path / "short.hpcm"
+    damaged.write_bytes(good[:40] + bytes([good[40] ^ 1]) + good[41:])
+    short.write_bytes(good[:-9])
+    junk = tmp_path / "junk.safetensors"
+    junk.write_bytes(b"junk" * 99)
+    out = tmp_path / "out" / "x.png"
+
+    _refused(run("decode", damaged, "-o", out), str(damaged), "checksum")
+    _refused(run("decode", short, "-o", out), str(short), "truncated")
+    _refused(run("decode", picture, "-o", out), str(picture), "is not a .hpcm file")
+    _refused(run("decode", tmp_path / "no.hpcm", "-o", out), "no.hpcm", "cannot be read")
+    _refused(run("decode", coded, "-o", out, "-m", "other"), str(coded), "was made by model")
+    _refused(run("decode", coded, "-o", tmp_path / "out" / "x.gif"), "extension '.gif'")
+    _refused(run("decode", coded, "-o", out, "-m", junk), "junk.safetensors")
+    _refused(run("decode", coded, "-o", out, "--device", "tpu9"), "--device")
+    _refused(run("encode", picture, "-o", out, "-m", "absent"), "absent", "other, tiny")
+    _refused(run("encode", picture, "-o", out), "--model", "other, tiny")
+    _refused(run("encode", coded, "-o", out, "-m", "tiny"), str(coded), "is not an image")
+    _refused(run("encode", picture, "-o", picture, "-m", "tiny"), "overwritten")
+    _refused(run("encode", picture, picture, "-o", tmp_path, "-m", "tiny"), "written twice")
+    _refused(run("encode", picture, "-", "-o", tmp_path, "-m", "tiny"), "give it alone")
+    _refused(run("info", picture), "photo.png")
+    assert not (tmp_path / "out").exists()
+    assert sorted(p.name for p in picture.parent.iterdir()) == ["photo.png"]
+
+
+def test_a_failed_verification_leaves_no_file(
+    run: Run, picture: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A fault between encoder and file: the bytes are damaged before they are written."""
+    from hpcm_scale.codec import container
+
+    write = container.write
+    monkeypatch.setattr(container, "write", lambda c: write(c)[:-5] + b"\1\2\3\4\5")
+    coded = tmp_path / "a.hpcm"
+    _refused(run("encode", picture, "-o", coded, "-m", "tiny", "--verify"), "damaged")
+    assert not coded.exists()

@@ -1,0 +1,154 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from hpcm_scale.codec.tables import build_tables
+from hpcm_scale.config import ModelConfig
+from hpcm_scale.errors import CheckpointError
+from hpcm_scale.models.zoo import build, model_config
+from hpcm_scale.weights.modelfile import load_model, read_info, save_model
+
+CONFIG = model_config(
+    "base",
+    overrides={
+        "latent_channels": 8,
+        "hyper_channels": 4,
+        "widths": [4, 4, 8],
+        "hyper_width": 4,
+        "heads": 2,
+    },
+)
+
+
+def _state(config: ModelConfig = CONFIG) -> dict[str, torch.Tensor]:
+    torch.manual_seed(0)
+    return build(config).state_dict()
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    path = tmp_path / "model.safetensors"
+    save_model(path, _state(), CONFIG, lmbda=0.013, record={"steps": 7, "data": "photos"})
+    return path
+
+
+def _rewrite(path: Path, tensors: dict | None = None, metadata: dict | None = None) -> None:
+    """Change parts of a model file behind the back of its identity."""
+    with safe_open(path, "pt") as stored:
+        every = {name: stored.get_tensor(name).clone() for name in stored.keys()}  # noqa: SIM118
+        described = stored.metadata()
+    save_file(every | (tensors or {}), path, described | (metadata or {}))
+
+
+def test_a_model_comes_back_as_it_was_saved(path: Path) -> None:
+    loaded = load_model(path)
+    assert loaded.info.config == CONFIG
+    assert loaded.info.lmbda == 0.013
+    assert loaded.info.record == {"steps": 7, "data": "photos"}
+    assert loaded.info.label == "base-0.013"
+    state = _state()
+    for name, tensor in loaded.network.state_dict().items():
+        assert torch.equal(tensor, state[name])
+    expected = build_tables(state["z_prior.scale"].flatten().numpy())
+    assert loaded.tables.digest() == expected.digest() == loaded.info.tables_hash
+    assert read_info(path) == loaded.info
+
+
+def test_tables_are_read_not_recomputed(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hpcm_scale.codec.tables._frequencies", None)
+    assert load_model(path).tables.y.frequencies.size > 1000
+
+
+def test_identity_follows_weights_and_configuration_but_not_the_record(
+    path: Path, tmp_path: Path
+) -> None:
+    identity = read_info(path).identity
+    other = tmp_path / "other.safetensors"
+    same = save_model(other, _state(), CONFIG, lmbda=0.5, record={"steps": 8})
+    assert same.identity == identity
+    state = _state()
+    bias = state["h_s.0.0.bias"]
+    bias[0] = torch.nextafter(bias[0], torch.tensor(9.0))
+    assert save_model(other, state, CONFIG).identity != identity
+    renamed = CONFIG.model_copy(update={"hyper_alignment": "official"})
+    assert save_model(other, _state(), renamed).identity != identity
+    state = _state()
+    state["z_prior.scale"][0] = 3
+    assert save_model(other, state, CONFIG).tables_hash != read_info(path).tables_hash
+
+
+def test_half_precision_parameters_are_stored_in_single(tmp_path: Path) -> None:
+    state = {name: tensor.bfloat16() for name, tensor in _state().items()}
+    save_model(tmp_path / "m.safetensors", state, CONFIG)
+    network = load_model(tmp_path / "m.safetensors").network
+    for name, tensor in network.state_dict().items():
+        assert torch.equal(tensor, state[name].float())
+
+
+def test_every_damaged_part_is_found(path: Path) -> None:
+    whole = path.read_bytes()
+    rng = np.random.default_rng(0)
+    header = 8 + int.from_bytes(whole[:8], "little")
+    spots = [*range(0, header, 97), *rng.integers(header, len(whole), 60).tolist()]
+    for at in spots:
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 0x11]) + whole[at + 1 :])
+        try:
+            load_model(path)
+        except CheckpointError as error:
+            message = str(error)
+        else:
+            # Only what does not decide how pictures are coded may change: record, λ.
+            assert at < header
+            continue
+        assert message.startswith(str(path))
+    for length in (0, 7, header - 1, len(whole) - 1):
+        path.write_bytes(whole[:length])
+        with pytest.raises(CheckpointError):
+            load_model(path)
+
+
+def test_changed_weights_or_tables_are_found_by_the_identity(path: Path) -> None:
+    with safe_open(path, "pt") as stored:
+        frequencies = stored.get_tensor("coding.y.frequencies").clone()
+    frequencies[:2] += torch.tensor([1, -1], dtype=torch.int32)
+    _rewrite(path, {"coding.y.frequencies": frequencies})
+    with pytest.raises(CheckpointError, match="is damaged: its contents have identity"):
+        load_model(path)
+
+
+def test_files_that_are_not_models_are_refused(path: Path, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="no such model file"):
+        load_model(tmp_path / "absent.safetensors")
+    with pytest.raises(CheckpointError, match="no such model file"):
+        load_model(tmp_path)
+    plain = tmp_path / "plain.safetensors"
+    save_file({"a": torch.zeros(1)}, plain)
+    with pytest.raises(CheckpointError, match=r"plain\.safetensors: is not a model"):
+        load_model(plain)
+    _rewrite(path, metadata={"config": "{"})
+    with pytest.raises(CheckpointError, match="damaged metadata"):
+        load_model(path)
+    fields = json.loads(CONFIG.model_dump_json()) | {"surprise": 1}
+    _rewrite(path, metadata={"config": json.dumps(fields)})
+    with pytest.raises(CheckpointError, match="surprise: unknown key"):
+        load_model(path)
+
+
+def test_parameters_that_do_not_fit_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "m.safetensors"
+    state = _state()
+    missing = {name: t for name, t in state.items() if name != "z_prior.mean"}
+    with pytest.raises(CheckpointError, match=r"1 missing \['z_prior.mean'\]"):
+        save_model(path, missing, CONFIG)
+    with pytest.raises(CheckpointError, match=r"1 unknown \['extra'\]"):
+        save_model(path, state | {"extra": torch.zeros(1)}, CONFIG)
+    with pytest.raises(CheckpointError, match=r"z_prior.mean has shape \(1, 5, 1, 1\)"):
+        save_model(path, state | {"z_prior.mean": torch.zeros(1, 5, 1, 1)}, CONFIG)
+    with pytest.raises(CheckpointError, match=r"z_prior\.mean holds values that are not finite"):
+        save_model(path, state | {"z_prior.mean": torch.full((1, 4, 1, 1), np.nan)}, CONFIG)
+    assert not list(tmp_path.iterdir())
