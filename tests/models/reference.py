@@ -151,7 +151,7 @@ def _per_group(masks: list[Tensor], channels: int) -> Tensor:
     return torch.stack(masks).repeat_interleave(channels // len(masks), dim=0)
 
 
-def _kept(offsets: list[tuple[int, int]], channels: int, h: int, w: int) -> Tensor:
+def kept(offsets: list[tuple[int, int]], channels: int, h: int, w: int) -> Tensor:
     """The mask of the positions a smaller scale keeps of a grid of h × w."""
     return _per_group([_at([offset], 2, h, w) for offset in offsets], channels)
 
@@ -184,14 +184,14 @@ def _dense(x: Tensor, mask: Tensor, groups: int) -> Tensor:
     return torch.where(mask, x, 0).unflatten(1, (groups, -1)).sum(dim=1)
 
 
-def _misplaced(params: Tensor) -> Tensor:
+def misplaced(params: Tensor) -> Tensor:
     """What the published program reads at the S2 positions that are not in S1.
 
     It selects with one mask and writes with another, each with as many positions per channel.
     """
     channels, (h, w) = params.shape[1] // 2, params.shape[2:]
-    read = ~_kept([(0, 0)] * 4 + [(0, 1)] * 4, channels, h, w).repeat(2, 1, 1)
-    written = ~_kept(S1_IN_S2, channels, h, w).repeat(2, 1, 1)
+    read = ~kept([(0, 0)] * 4 + [(0, 1)] * 4, channels, h, w).repeat(2, 1, 1)
+    written = ~kept(S1_IN_S2, channels, h, w).repeat(2, 1, 1)
     out = params.clone()
     out[:, written] = params[:, read]
     return out
@@ -204,7 +204,7 @@ def _attention(
     state: dict[str, Tensor], name: str, psi: Tensor, context: Tensor, heads: int, window: int
 ) -> Tensor:
     """Cross-attention inside windows: ψ asks, the context answers."""
-    b, c, h, w = psi.shape
+    _, c, h, w = psi.shape
     if h % window or w % window:
         raise ValueError(f"{name}: a grid of {h} x {w} does not divide into windows of {window}")
     query = _conv(state, f"{name}.conv_q", psi).unflatten(1, (heads, -1))
@@ -256,11 +256,11 @@ def encode(
     params = _transform(state, "h_s", z_symbols + z_mean)
 
     _, m, h, w = y.shape
-    s2_in_y = _kept(S2_IN_Y, m, h, w)
-    s1_in_s2 = _kept(S1_IN_S2, m, h // 2, w // 2)
+    s2_in_y = kept(S2_IN_Y, m, h, w)
+    s1_in_s2 = kept(S1_IN_S2, m, h // 2, w // 2)
     y_s2, params_s2 = _take(y, s2_in_y), _take(params, s2_in_y)
     y_s1, params_s1 = _take(y_s2, s1_in_s2), _take(params_s2, s1_in_s2)
-    background_s2 = _misplaced(params_s2) if hyper_alignment == "official" else params_s2
+    background_s2 = misplaced(params_s2) if hyper_alignment == "official" else params_s2
 
     # Per scale: its latents; what fills the positions the smaller scale lacks, and which positions
     # that scale gives; its name among the adaptors and attentions; its shared net.
