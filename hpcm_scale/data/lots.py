@@ -118,6 +118,9 @@ def finish(
     Raises:
         DataError: if no image is left.
     """
+    for split in SPLITS:
+        for leftover in (out / split).glob(".*.tmp.tar"):  # of a run killed in this very place
+            leftover.unlink()
     plan: dict[str, list[list[Piece]]] = {split: [] for split in SPLITS}
     seen: dict[str, str] = {}
     skipped: list[Skipped] = []

@@ -12,6 +12,7 @@ import hashlib
 import logging
 import os
 import shutil
+import stat
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor
@@ -89,14 +90,15 @@ def pack(
     index, parts = part
     todo = [n for n in range(index - 1, len(batches), parts) if not lots.done(n)]
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    pool = ProcessPoolExecutor(jobs or len(os.sched_getaffinity(0)))
+    jobs = jobs or len(os.sched_getaffinity(0))
+    pool = ProcessPoolExecutor(jobs)
     with Progress(
         *columns, TimeRemainingColumn(), console=console, disable=console is None
     ) as progress:
         task = progress.add_task("packing", total=sum(len(batches[n]) for n in todo))
         try:
             results = _in_order(
-                pool, _prepare_one, ((s, recipe) for n in todo for s in batches[n]), ahead=64
+                pool, _prepare_one, ((s, recipe) for n in todo for s in batches[n]), ahead=4 * jobs
             )
             for n in todo:
                 lots.write(n, _checked(results, len(batches[n]), strict, progress, task))
@@ -108,6 +110,8 @@ def pack(
                 "a packing process was killed (out of memory?); run the command again to go on "
                 "from the last whole lot, with fewer --jobs"
             ) from None
+        except OSError as error:
+            raise DataError(f"{out}: cannot be written ({error})") from None
         finally:
             pool.shutdown(cancel_futures=True)
 
@@ -142,14 +146,19 @@ def _find_sources(source: str, out: Path) -> tuple[list[Source], int]:
     else:
         raise DataError(f"{source}: is neither a folder nor a glob")
     found, ignored = [], 0
-    own = out.resolve()
+    own = out.absolute()
     for path in map(Path, paths):
-        if path.is_dir() or own in path.resolve().parents:
+        if own in path.absolute().parents:
             continue
-        if image_suffix(path.name) is None or not path.is_file():
+        try:
+            status = path.stat()
+        except OSError:  # a link to nowhere, or a file just deleted
             ignored += 1
             continue
-        found.append(Source(path, path.relative_to(root).as_posix(), path.stat().st_size))
+        if stat.S_ISREG(status.st_mode) and image_suffix(path.name):
+            found.append(Source(path, path.relative_to(root).as_posix(), status.st_size))
+        elif not stat.S_ISDIR(status.st_mode):
+            ignored += 1
     if not found:
         raise DataError(f"{source}: no images there ({ignored} other files)")
     return sorted(found, key=lambda item: item.name), ignored

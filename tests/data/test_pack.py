@@ -271,6 +271,32 @@ def test_an_interrupted_pack_goes_on_where_it_was(tmp_path, road, monkeypatch):
     assert contents(tmp_path / "out") == contents(expected)
 
 
+def test_a_pack_killed_while_making_shards_ends_in_the_same_bytes(tmp_path, road):
+    photos, recipe, expected = road
+    for host in (1, 2):
+        pack(photos, tmp_path / "out", recipe, part=(host, 2), jobs=1)
+    (tmp_path / "out/train").mkdir()
+    (tmp_path / "out/train/.000000.x1.tmp.tar").write_bytes(b"half a shard")
+    (tmp_path / "out/train/000001.tar").write_bytes(b"from when the source was another")
+    pack(photos, tmp_path / "out", recipe, jobs=2)
+    assert contents(tmp_path / "out") == contents(expected)
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_a_folder_of_foreign_shards_is_left_alone(tmp_path, make_folder, split: str):
+    photos = make_folder(tmp_path / "photos", 2)
+    (tmp_path / "out" / split).mkdir(parents=True)
+    with pytest.raises(DataError, match=r"holds shards without a manifest\.json"):
+        pack(photos, tmp_path / "out", Recipe(**SMALL), jobs=1)
+
+
+def test_a_folder_that_cannot_be_written_is_an_error(tmp_path, make_folder):
+    photos = make_folder(tmp_path / "photos", 2)
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(DataError, match="cannot be written"):
+        pack(photos, tmp_path / "file/out", Recipe(**SMALL), jobs=1)
+
+
 @pytest.mark.distributed
 def test_a_killed_pack_leaves_nothing_half_written_and_resumes(tmp_path, road):
     photos, recipe, expected = road
