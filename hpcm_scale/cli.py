@@ -216,10 +216,14 @@ def bench_data(
     images: int = typer.Option(256, min=1, help="Images a measurement takes."),
     repeats: int = typer.Option(3, min=1, help="Measurements of each loader; medians are shown."),
 ) -> None:
-    """Images/s of the training stream, of plain webdataset and of a folder, 0 to 2 workers."""
-    from hpcm_scale.data.bench import bench_data
+    """Images/s of the training stream, of plain webdataset and of a folder, 0 to 2 workers.
+
+    And how long it takes to resume late in an epoch of a million samples.
+    """
+    from hpcm_scale.data.bench import bench_data, bench_resume
 
     console.print(bench_data(dataset, crop, images, repeats, workers=[0, 1, 2]))
+    console.print(bench_resume(dataset, crop))
 
 
 def main() -> None:
