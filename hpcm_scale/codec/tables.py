@@ -2,7 +2,7 @@
 
 A table gives the symbols −r..r, and one escape symbol for everything beyond, frequencies that are
 integers summing to 2^24, the coder's total. Density: generalised Gaussian of shape 1.5 (arXiv
-2507.19125), in float64; y has one table per quantised scale, z one per hyper channel.
+2507.19125), in float64; y has one table per interval of scales, z one per hyper channel.
 """
 
 import hashlib
@@ -78,7 +78,7 @@ class Tables:
     boundaries: np.ndarray
     """(59,) float32, ascending: a latent's table is the number of boundaries below its scale."""
     y: TableSet
-    """One table per quantised scale."""
+    """One table per interval of scales."""
     z: TableSet
     """One table per hyper channel."""
 
@@ -131,7 +131,7 @@ class Tables:
 
 
 def scale_levels() -> np.ndarray:
-    """(60,) float64: the scales of the y tables, log-spaced 0.12..64."""
+    """(60,) float64, log-spaced 0.12..64: the largest scale that each y table serves."""
     return np.exp(np.linspace(math.log(SCALE_BOUND), math.log(LARGEST_SCALE), SCALES))
 
 
@@ -151,13 +151,18 @@ def build_tables(z_scale: np.ndarray) -> Tables:
             "diverged, export an earlier checkpoint"
         )
     levels = scale_levels()
+    # The middle of the scales a table serves: a quarter of the loss of their largest.
+    middles = np.append(levels[0], np.sqrt(levels[:-1] * levels[1:]))
     bounded = np.clip(z_scale.astype(np.float64), SCALE_BOUND, LARGEST_Z_SCALE)
-    return Tables(levels[:-1].astype(np.float32), _table_set(levels), _table_set(bounded))
+    return Tables(
+        levels[:-1].astype(np.float32), _table_set(middles, levels), _table_set(bounded, bounded)
+    )
 
 
-def _table_set(scales: np.ndarray) -> TableSet:
+def _table_set(scales: np.ndarray, largest: np.ndarray) -> TableSet:
+    """One table per density scale (T,), reaching the tails of the largest scale (T,) it serves."""
     quantile = gammaincinv(1 / SHAPE, 1 - TAIL) ** (1 / SHAPE)
-    ranges = np.ceil(scales * quantile).astype(np.int32)
+    ranges = np.ceil(largest * quantile).astype(np.int32)
     tables = [_frequencies(scale, r) for scale, r in zip(scales, ranges, strict=True)]
     return TableSet(ranges, np.concatenate(tables))
 

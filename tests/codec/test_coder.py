@@ -54,26 +54,45 @@ def test_every_int16_comes_back_from_every_table() -> None:
         assert puller.is_empty()
 
 
-def test_the_payload_is_rans_of_the_frozen_frequencies() -> None:
-    """An independent coder in Python integers, from the integers in the tables, gives the bytes."""
-    rng = np.random.default_rng(0)
-    table = rng.integers(0, SCALES, 3000).astype(np.uint8)
-    symbols = (rng.normal(0, 1, 3000) * scale_levels()[table] / 2).round().astype(np.int32)
-    symbols = np.clip(symbols, -TABLES.ranges[table], TABLES.ranges[table])
-
+def _rans(intervals: list[tuple[int, int]]) -> bytes:
+    """FORMAT.md's coder in Python integers, of (frequency, sum below), last pulled first."""
     state, words = 0, []
-    for i in sorted(range(3000), key=lambda i: table[i])[::-1]:  # the last decoded goes first
-        start, end = TABLES.starts[table[i] : table[i] + 2]
-        frequencies = TABLES.frequencies[start:end].tolist()
-        position = int(symbols[i] + TABLES.ranges[table[i]])
-        frequency, below = frequencies[position], sum(frequencies[:position])
-        if state >> 40 >= frequency:
+    for frequency, below in intervals:
+        if state >= frequency << 40:
             words.append(state & 0xFFFFFFFF)
             state >>= 32
         state = (state // frequency << 24) + below + state % frequency
     words += [state & 0xFFFFFFFF, state >> 32]
-    expected = np.array(words, "<u4").tobytes().rstrip(b"\0")
-    assert _coded([(symbols, table)]) == expected
+    return np.array(words, "<u4").tobytes().rstrip(b"\0")
+
+
+def _uniform(count: int, value: int) -> tuple[int, int]:
+    share = 2**24 // count
+    return (share if value < count - 1 else 2**24 - share * value), share * value
+
+
+def test_the_payload_is_rans_of_the_frozen_frequencies() -> None:
+    """An independent coder, from the integers in the tables and FORMAT.md, gives the bytes."""
+    rng = np.random.default_rng(0)
+    table = rng.integers(0, SCALES, 3000).astype(np.uint8)
+    symbols = (rng.laplace(0, 0.8, 3000) * scale_levels()[table]).round().astype(np.int32)
+    symbols[::100] *= 1000
+
+    pulled, counts, octets = [], [], []
+    for i in sorted(range(3000), key=lambda i: table[i]):
+        start, end = TABLES.starts[table[i] : table[i] + 2]
+        frequencies, r = TABLES.frequencies[start:end].tolist(), int(TABLES.ranges[table[i]])
+        s = int(symbols[i])
+        position = s + r
+        if abs(s) > r:
+            position = 2 * r + 1
+            u = 2 * (abs(s) - r - 1) + (s < 0)
+            value = u.to_bytes(4, "little").rstrip(b"\0")
+            counts.append(_uniform(5, len(value)))
+            octets += [_uniform(256, octet) for octet in value]
+        pulled.append((frequencies[position], sum(frequencies[:position])))
+    assert len(counts) > 20
+    assert _coded([(symbols, table)]) == _rans((pulled + counts + octets)[::-1])
 
 
 def test_a_payload_is_as_long_as_the_information_in_it() -> None:

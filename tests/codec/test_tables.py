@@ -26,18 +26,36 @@ def test_any_learned_z_scales_give_tables_that_code_every_symbol(z_scale: np.nda
 
 
 @pytest.mark.parametrize("index", [0, 1, 17, 40, 59])
-def test_frequencies_are_the_generalised_gaussian_of_the_table_s_scale(
+def test_frequencies_are_the_generalised_gaussian_of_the_scales_served(
     tables: Tables, index: int
 ) -> None:
+    levels = scale_levels()
     r = tables.y.ranges[index]
     start, end = tables.y.starts[index : index + 2]
-    density = gennorm(1.5, scale=scale_levels()[index])  # SciPy's own, not the table's formula
+    scale = np.sqrt(levels[max(index - 1, 0)] * levels[index])
+    density = gennorm(1.5, scale=scale)  # SciPy's own, not the table's formula
     edges = np.arange(-r, r + 2) - 0.5
     mass = np.append(np.diff(density.cdf(edges)), 2 * density.sf(r + 0.5))
     share = tables.y.frequencies[start:end] / TOTAL
     assert np.abs(share - mass).max() < 2 * len(mass) / TOTAL
-    # The escape holds what the range leaves: at most 10^-6, and the next smaller range more.
+    # At the largest scale served, at most 10^-6 escapes; with a smaller range more would.
+    density = gennorm(1.5, scale=levels[index])
     assert 2 * density.sf(r) <= 1e-6 < 2 * density.sf(r - 1)
+
+
+@pytest.mark.parametrize("scale", [0.12, 0.13, 0.5, 1.7, 20.0, 60.0])
+def test_a_table_costs_little_more_than_the_density_it_stands_for(
+    tables: Tables, scale: float
+) -> None:
+    index = int((tables.boundaries < scale).sum())
+    r = tables.y.ranges[index]
+    start, end = tables.y.starts[index : index + 2]
+    density = gennorm(1.5, scale=scale)
+    mass = np.diff(density.cdf(np.arange(-r, r + 2) - 0.5))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        entropy = -np.nansum(mass * np.log2(mass))
+    cost = (mass * (24 - np.log2(tables.y.frequencies[start : end - 1]))).sum()
+    assert -1e-5 < cost - entropy < 0.0025
 
 
 def test_boundaries_are_the_first_59_of_60_log_spaced_scales(tables: Tables) -> None:
