@@ -37,7 +37,11 @@ def fit(
     out: Path = typer.Option(Path("report"), "-o", "--out", help="Where the report goes."),
     size: str = typer.Option("total", help="What N counts: total, transform, hyper or context."),
     target_size: float = typer.Option(1e10, min=1, help="N to extrapolate to."),
+    budget: float = typer.Option(
+        None, min=1, help="Training FLOPs to spend best [default: 1, 10, 100 times the largest run]"
+    ),
     confidence: float = typer.Option(0.95, min=0.5, max=0.999, help="Level of the intervals."),
+    bootstraps: int = typer.Option(1000, min=100, help="Resamples of the runs."),
     seed_noise: float = typer.Option(
         0.01, min=1e-6, max=1, help="Relative noise between seeds, assumed if the runs cannot tell."
     ),
@@ -50,12 +54,12 @@ def fit(
 
     if size not in SIZE_PARTS:
         raise RunError(f"--size: {size!r} is not one of {', '.join(SIZE_PARTS)}")
-    settings = Settings(size, target_size, confidence, seed_noise)
+    settings = Settings(size, target_size, budget, confidence, seed_noise, bootstraps)
     result = study(read_runs(runs), settings)
     for piece in summary.summary(result):
         console.print(piece)
     written = report.write_report(result, out)
-    console.print(f"{len(written)} files in {out}: law.json, plots as PNG and SVG", highlight=False)
+    console.print(f"{out / 'report.html'} and {len(written) - 1} files beside it", highlight=False)
 
 
 @app.command()

@@ -1,23 +1,16 @@
 """Points of one run are not independent: how much wider that makes an interval."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
 import numpy as np
 
-from hpcm_scale.scaling.projection import Points
-
-if TYPE_CHECKING:
-    from hpcm_scale.scaling.laws import PowerLaw
+from hpcm_scale.scaling.power import Points, PowerLaw
 
 
 def jacobian(points: Points, law: PowerLaw) -> np.ndarray:
     """(n, 2k + 1) derivatives of f / L in (c_0, c_1…, θ_1…), c held for x / reference."""
     exponents = np.array(law.exponents)
     powers = np.exp(-points.log_x * exponents[:, None])
-    c = np.array(law.amplitudes) * points.reference**-exponents
-    columns = [np.ones((1, len(points.y))), powers, -c[:, None] * powers * points.log_x]
+    slopes = -law.scaled(points)[:, None] * powers * points.log_x
+    columns = [np.ones((1, len(points.y))), powers, slopes]
     return (np.concatenate(columns) / points.y).T
 
 

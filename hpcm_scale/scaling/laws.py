@@ -19,72 +19,17 @@ from functools import cached_property
 import numpy as np
 from scipy import stats
 
-from hpcm_scale.errors import RunError
 from hpcm_scale.scaling import clustered
-from hpcm_scale.scaling.projection import Points, Region, region, search
-
-TERM_NAMES = (("A", "alpha"), ("B", "beta"))
-
-
-class LawRefused(RunError):
-    """The points cannot carry the law: the message says why, and no number is given."""
-
-
-@dataclass(frozen=True)
-class PowerLaw:
-    """L(x) = E + Σ_j A_j x_j^-α_j."""
-
-    floor: float
-    """E, the loss no size can go below."""
-    amplitudes: tuple[float, ...]
-    """A (and B), in loss × unit of x to the power of the exponent."""
-    exponents: tuple[float, ...]
-    """alpha (and beta)."""
-
-    def __call__(self, *x: np.ndarray | float) -> np.ndarray:
-        """Loss at x_1 (, x_2), broadcast together."""
-        terms = (
-            a * np.asarray(v, float) ** -e
-            for v, a, e in zip(x, self.amplitudes, self.exponents, strict=True)
-        )
-        return self.floor + sum(terms)
-
-    @property
-    def parameters(self) -> dict[str, float]:
-        """By the names of the papers: E, A, alpha (, B, beta)."""
-        out = {"E": self.floor}
-        for names, a, e in zip(TERM_NAMES, self.amplitudes, self.exponents, strict=False):
-            out.update(zip(names, (a, e), strict=True))
-        return out
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A confidence interval; an end that the data leave open is None."""
-
-    low: float | None
-    high: float | None
-
-
-def points_of(x: np.ndarray, y: np.ndarray, cluster: np.ndarray | None = None) -> Points:
-    """Check and pack what a law is fitted to.
-
-    Args:
-        x: (k, n) or (n,) regressors.
-        y: (n,) losses.
-        cluster: (n,) label of the run each point comes from; None when each is a run of its own.
-
-    Raises:
-        LawRefused: if shapes differ, or a value is not finite and above 0.
-    """
-    x, y = np.atleast_2d(np.asarray(x, float)), np.asarray(y, float)
-    if x.shape[1:] != y.shape:
-        raise LawRefused(f"{x.shape[1]} abscissae for {y.size} losses")
-    for name, values in (("abscissa", x), ("loss", y)):
-        if not (np.isfinite(values).all() and (values > 0).all()):
-            raise LawRefused(f"a {name} is not finite and above 0: a power law has no place for it")
-    labels = np.arange(y.size) if cluster is None else np.unique(cluster, return_inverse=True)[1]
-    return Points(x, y, labels)
+from hpcm_scale.scaling.power import (
+    TERM_NAMES,
+    Interval,
+    LawRefused,
+    Points,
+    PowerLaw,
+    points_of,
+    power_law,
+)
+from hpcm_scale.scaling.projection import Region, region, search
 
 
 @dataclass(frozen=True)
@@ -189,7 +134,7 @@ class Fit:
         value = float(self.law(*x))
         log_x = np.log(np.array(x) / self.points.reference)
         powers = np.exp(-log_x * self.law.exponents)
-        c = np.array(self.law.amplitudes) * self.points.reference ** -np.array(self.law.exponents)
+        c = self.law.scaled(self.points)
         direction = np.concatenate([[1.0], powers, -c * powers * log_x])
         low, high = self._region(direction).linear(
             lambda grids: [np.ones(())] + [np.exp(-grids[j] * log_x[j]) for j in range(k)]
@@ -208,6 +153,7 @@ def fit_law(
     *,
     confidence: float = 0.95,
     assumed_noise: float | None = None,
+    what: Sequence[str] = ("size", "image count"),
 ) -> Fit:
     """Least squares of relative residuals by variable projection.
 
@@ -217,46 +163,47 @@ def fit_law(
         cluster: (n,) run of each point, when runs give several.
         confidence: level of the intervals.
         assumed_noise: relative standard deviation between seeds, for data that cannot tell it.
+        what: what each abscissa is, for messages.
 
     Raises:
         LawRefused: if the points are too few, flat, rising, or leave an exponent undetermined.
     """
     points = points_of(x, y, cluster)
-    _enough(points)
+    _enough(points, what)
     exponents, c = search(points, np.ones((1, len(points.y))))
-    amplitudes = c[0, 1:] * points.reference ** exponents[0]
-    law = PowerLaw(float(c[0, 0]), tuple(amplitudes.tolist()), tuple(exponents[0].tolist()))
-    fit = Fit(points, law, confidence, assumed_noise)
-    _bends(fit)
+    fit = Fit(points, power_law(points, c[0], exponents[0]), confidence, assumed_noise)
+    _bends(fit, what)
     return fit
 
 
-def _enough(points: Points) -> None:
-    for values, what in zip(points.x, ("sizes", "amounts of images"), strict=False):
+def _enough(points: Points, what: Sequence[str]) -> None:
+    for values, name in zip(points.x, what, strict=False):
         distinct = len(np.unique(values))
         if distinct < 3:
+            plural = "s" if distinct > 1 else ""
             raise LawRefused(
-                f"{distinct} different {what}: the floor, amplitude and exponent of a power law "
+                f"{distinct} {name}{plural}: floor, amplitude and exponent of a power law "
                 "are three unknowns, and take at least three"
             )
     if len(points.y) < points.unknowns:
         raise LawRefused(f"{len(points.y)} points for {points.unknowns} unknowns")
 
 
-def _bends(fit: Fit) -> None:
+def _bends(fit: Fit, what: Sequence[str]) -> None:
     """Refuse laws in which a term does nothing, or does what no power law does."""
     points, law = fit.points, fit.law
-    for values, amplitude, exponent in zip(points.x, law.amplitudes, law.exponents, strict=True):
+    terms = zip(what, points.x, law.amplitudes, law.exponents, strict=False)
+    for name, values, amplitude, exponent in terms:
         fall = amplitude * (values.min() ** -exponent - values.max() ** -exponent)
         if not fall > 1e-9 * points.y.mean():
-            raise LawRefused("the loss does not fall with size: no decreasing power law fits")
+            raise LawRefused(f"the loss does not fall with {name}: no decreasing power law fits")
     left = len(points.y) - points.unknowns
     if left > 0:
         for j in range(len(points.x)):
             p = _needless(fit, j, left)
             if p > 0.05:
                 raise LawRefused(
-                    f"the fall with {'size' if j == 0 else 'images'} is no larger than the scatter "
+                    f"the fall with {what[j]} is no larger than the scatter "
                     f"(F test against no fall, p = {p:.2f}): no exponent can be told from this"
                 )
         held = [fit.interval(names[1]) for names in TERM_NAMES[: len(points.x)]]
@@ -278,10 +225,10 @@ def _needless(fit: Fit, j: int, left: int) -> float:
     return float(stats.f.sf((without - fit.sse) / 2 / max(fit.sse / left, 1e-300), 2, left))
 
 
-def cautions(fit: Fit, *, what: Sequence[str] = ("size", "images")) -> list[str]:
+def cautions(fit: Fit, *, what: Sequence[str] = ("size", "image count")) -> list[str]:
     """What a reader must know before believing the numbers, one sentence each."""
     points, law, out = fit.points, fit.law, []
-    sizes = len(np.unique(points.x[0]))
+    distinct = len(np.unique(points.x[0]))
     left = fit.degrees_of_freedom
     if left <= 0:
         out.append(
@@ -298,17 +245,24 @@ def cautions(fit: Fit, *, what: Sequence[str] = ("size", "images")) -> list[str]
             f"{left} degree{'s' if left > 1 else ''} of freedom left: the noise itself is poorly "
             "known, and the intervals are wide because of it"
         )
-    if sizes < 5:
-        out.append(f"only {sizes} sizes: five or more are needed to see whether a power law holds")
+    if points.clusters < min(len(points.y), 10):
+        out.append(
+            f"{len(points.y)} points of only {points.clusters} runs: the intervals count runs, and "
+            "so few tell little of how runs differ"
+        )
+    if distinct < 5:
+        out.append(
+            f"only {distinct} {what[0]}s: five or more are needed to see whether a power law holds"
+        )
     for values, name in zip(points.x, what, strict=False):
         span = values.max() / values.min()
         if span < 10:
             out.append(
-                f"{name} spans only a factor of {span:.1f}: floor and exponent trade off freely"
+                f"the {name} spans only a factor of {span:.1f}: floor and exponent trade off freely"
             )
     if law.floor <= 1e-9 * points.y.min():
         out.append("the floor E is at 0: the points show no levelling off, so E is not determined")
-    out += _order(points, fit.noise)
+    out += _order(points, what[0])
     out += _lack_of_fit(fit)
     if fit.noise is not None:
         for pair in TERM_NAMES[: len(points.x)]:
@@ -319,8 +273,8 @@ def cautions(fit: Fit, *, what: Sequence[str] = ("size", "images")) -> list[str]
     return out
 
 
-def _order(points: Points, noise: float | None) -> list[str]:
-    """Sizes at which the loss rises, for laws of one variable."""
+def _order(points: Points, name: str) -> list[str]:
+    """Places where the loss rises, for laws of one variable."""
     if len(points.x) > 1:
         return []
     sizes, inverse = np.unique(points.x[0], return_inverse=True)
@@ -330,7 +284,7 @@ def _order(points: Points, noise: float | None) -> list[str]:
         return []
     worst = rises[np.argmax((mean[rises + 1] - mean[rises]) / mean[rises])]
     return [
-        f"not monotone: the mean loss rises from {mean[worst]:.4g} at {sizes[worst]:.4g} to "
+        f"not monotone: the mean loss rises from {mean[worst]:.4g} at {name} {sizes[worst]:.4g} to "
         f"{mean[worst + 1]:.4g} at {sizes[worst + 1]:.4g}; a law that only falls cannot follow it"
     ]
 

@@ -1,19 +1,24 @@
 """Figures of a study: matplotlib without a display, each as PNG and SVG."""
 
+import textwrap
+from collections.abc import Iterator
 from pathlib import Path
 
 import matplotlib
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import ListedColormap, LogNorm
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogFormatterSciNotation, NullFormatter
 
 from hpcm_scale.files import atomic_path
-from hpcm_scale.scaling.study import FittedLaw, Settings
-
-matplotlib.use("Agg")
+from hpcm_scale.scaling.designs import sizes_of
+from hpcm_scale.scaling.study import Family, FittedLaw, Prediction, Settings
 
 STYLE = {
     "font.size": 10,
     "axes.grid": True,
+    "axes.axisbelow": True,
     "grid.alpha": 0.25,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -21,18 +26,34 @@ STYLE = {
     # The same study gives the same bytes.
     "svg.hashsalt": "hpcm-scale",
 }
-INK, LAW, HELD_OUT, TARGET = "#1b3a5c", "#c0392b", "#e08e0b", "#5b2c83"
+INK, LAW, HUBER, HELD_OUT = "#1b3a5c", "#c0392b", "#2e7d32", "#e08e0b"
 METRIC_LABELS = {
-    "loss": "Validation loss (bpp + λ·255²·MSE)",
+    "loss": "Validation loss (bpp + λ · distortion)",
     "bpp": "Rate (bits per pixel)",
     "mse": "MSE (pixels on [0, 1])",
 }
 SIZE_LABELS = {
     "total": "Parameters N",
-    "transform": "Transform parameters N",
-    "hyper": "Hyper-prior parameters N",
-    "context": "Context-model parameters N",
+    "transform": "Parameters of the transforms, N",
+    "hyper": "Parameters of the hyper-prior, N",
+    "context": "Parameters of the context model, N",
 }
+FLOPS_LABEL, IMAGES_LABEL = "Training compute C (counted FLOPs)", "Training crops seen, D"
+
+
+def figures_of(family: Family, settings: Settings) -> Iterator[tuple[str, Figure]]:
+    """(file name, figure) of everything the family's runs can show."""
+    for metric, law in family.size_laws.items():
+        yield f"{metric}-against-size", loss_against_size(law, family.label, settings)
+    law = family.size_laws["loss"]
+    if law.fit is not None:
+        yield "residuals", residuals(law, family.label, settings)
+    if law.extrapolation is not None:
+        yield "extrapolation", extrapolation(law, family.label, settings)
+    yield "loss-against-compute", loss_against_compute(family, settings)
+    yield "loss-against-images", loss_against_images(family, settings)
+    if family.isoflop is not None:
+        yield "isoflop", isoflop(family, settings)
 
 
 def save(figure: Figure, folder: Path, name: str) -> list[Path]:
@@ -42,6 +63,9 @@ def save(figure: Figure, folder: Path, name: str) -> list[Path]:
         OSError: if the folder cannot be written.
     """
     paths = [folder / f"{name}.{suffix}" for suffix in ("png", "svg")]
+    # Laid out once for both files: it costs as much as drawing them.
+    figure.get_layout_engine().execute(figure)
+    figure.set_layout_engine(None)
     for path in paths:
         metadata = {"Date": None} if path.suffix == ".svg" else None
         with atomic_path(path) as temporary, matplotlib.rc_context(STYLE):
@@ -49,68 +73,226 @@ def save(figure: Figure, folder: Path, name: str) -> list[Path]:
     return paths
 
 
-def _axes(width: float = 7, height: float = 4.6):
-    figure = Figure(figsize=(width, height), layout="constrained")
-    return figure, figure.subplots()
+def _figure(title: str, panels: int = 1, width: float = 7.2) -> tuple[Figure, list[Axes]]:
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(width, 4.6), layout="constrained")
+        axes = list(np.atleast_1d(figure.subplots(1, panels)))
+        axes[0].set_title(title, loc="left")
+    return figure, axes
 
 
-def formula(law: FittedLaw) -> str:
-    """E + A N^-alpha with its numbers, as mathtext."""
-    p = law.fit.law.parameters
-    return f"${p['E']:.4g} + {_number(p['A'])}\\,N^{{-{p['alpha']:.3g}}}$"
+def _log_x(axes: Axes, label: str) -> None:
+    axes.set_xscale("log")
+    axes.set_xlabel(label)
+    low, high = axes.get_xlim()
+    if high / low > 10:
+        axes.xaxis.set_minor_formatter(NullFormatter())
+    else:
+        axes.xaxis.set_minor_formatter(LogFormatterSciNotation(minor_thresholds=(2, 0.5)))
 
 
 def _number(value: float) -> str:
-    if 1e-2 <= value < 1e5:
+    if 1e-2 <= abs(value) < 1e5 or value == 0:
         return f"{value:.4g}"
     mantissa, exponent = f"{value:.2e}".split("e")
     return f"{mantissa}\\times 10^{{{int(exponent)}}}"
 
 
-def _band(law: FittedLaw, n: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    ends = [law.fit.predict(float(v))[1] for v in n]
-    return np.array([i.low for i in ends]), np.array([i.high for i in ends])
+def _formula(parameters: dict[str, float], variable: str) -> str:
+    a, exponent = _number(parameters["A"]), f"{parameters['alpha']:.3g}"
+    return f"${_number(parameters['E'])} + {a}\\,{variable}^{{-{exponent}}}$"
 
 
-def loss_against_size(law: FittedLaw, settings: Settings, title: str) -> Figure:
-    """Points, law, interval band, held-out prediction of the largest size."""
-    with matplotlib.rc_context(STYLE):
-        figure, axes = _axes()
-        n = law.x[0]
-        if law.fit is not None:
-            grid = np.geomspace(n.min() / 1.3, n.max() * 1.6, 60)
-            low, high = _band(law, grid)
-            axes.fill_between(
-                grid, low, high, color=LAW, alpha=0.15, lw=0, label=_band_label(law, settings)
-            )
-            axes.plot(grid, law.fit.law(grid), color=LAW, label=formula(law))
-        axes.plot(n, law.y, "o", color=INK, ms=6, label=f"runs ({n.size})", zorder=3)
-        if law.held_out is not None:
-            _prediction(axes, law.held_out, HELD_OUT, "largest size, predicted from the others")
-        if law.refusal:
-            axes.text(
-                0.5, 0.97, f"no law: {law.refusal}", transform=axes.transAxes, ha="center",
-                va="top", color=LAW, wrap=True,
-            )  # fmt: skip
-        axes.set_xscale("log")
-        axes.set_xlabel(SIZE_LABELS[settings.size])
-        axes.set_ylabel(METRIC_LABELS[law.metric])
-        axes.set_title(title, loc="left")
-        axes.legend(frameon=False)
-    return figure
-
-
-def _band_label(law: FittedLaw, settings: Settings) -> str:
+def _curve(axes: Axes, law: FittedLaw, grid: np.ndarray, variable: str, settings: Settings) -> None:
+    """A law of one variable, its interval band, and the Huber fit dashed."""
+    ends = [law.fit.predict(float(v))[1] for v in grid]
     label = f"{settings.confidence:.0%} interval of the law"
     if law.fit.degrees_of_freedom <= 0:
         label += f"\n(assuming seed noise of {law.fit.assumed_noise:.1%})"
-    return label
+    low, high = [i.low for i in ends], [i.high for i in ends]
+    axes.fill_between(grid, low, high, color=LAW, alpha=0.18, lw=0, label=label)
+    axes.plot(
+        grid,
+        law.fit.law(grid),
+        color=LAW,
+        label=f"least squares: {_formula(law.fit.law.parameters, variable)}",
+    )
+    if law.huber is not None:
+        axes.plot(
+            grid,
+            law.huber.law(grid),
+            color=HUBER,
+            ls=(0, (4, 3)),
+            label=f"Huber: {_formula(law.huber.law.parameters, variable)}",
+        )
 
 
-def _prediction(axes, prediction, color: str, label: str) -> None:
+def _errorbar(axes: Axes, prediction: Prediction, label: str) -> None:
     low, high = prediction.interval.low, prediction.interval.high
-    error = [[prediction.value - low], [high - prediction.value]]
     axes.errorbar(
-        [prediction.size], [prediction.value], yerr=error, fmt="D", ms=5, mfc="white",
-        color=color, capsize=4, label=label, zorder=4,
-    )  # fmt: skip
+        [prediction.size],
+        [prediction.value],
+        yerr=[[prediction.value - low], [high - prediction.value]],
+        fmt="D",
+        ms=5,
+        mfc="white",
+        color=HELD_OUT,
+        capsize=4,
+        label=label,
+        zorder=4,
+    )
+
+
+def _refused(axes: Axes, reason: str, width: int = 95) -> None:
+    """Under the title, where it hides no point."""
+    text = textwrap.fill(f"no law: {reason}", width)
+    axes.set_title(f"{axes.get_title(loc='left')}\n{text}", loc="left", fontsize=9, color=LAW)
+
+
+def loss_against_size(law: FittedLaw, title: str, settings: Settings) -> Figure:
+    """Runs, both fits, interval band, and the largest size predicted from the others."""
+    figure, (axes,) = _figure(title)
+    n = law.design.x[0]
+    if law.fit is not None:
+        grid = np.geomspace(n.min() / 1.25, n.max() * 1.6, 60)
+        _curve(axes, law, grid, "N", settings)
+    axes.plot(n, law.y, "o", color=INK, ms=6, label=f"runs ({n.size})", zorder=3)
+    if law.held_out is not None:
+        _errorbar(axes, law.held_out, "largest size, predicted from the others")
+    if law.refusal is not None:
+        _refused(axes, law.refusal)
+    _log_x(axes, SIZE_LABELS[settings.size])
+    axes.set_ylabel(METRIC_LABELS[law.metric])
+    axes.legend(fontsize=9, frameon=False)
+    return figure
+
+
+def residuals(law: FittedLaw, title: str, settings: Settings) -> Figure:
+    """Relative residual of each run about the least-squares law, against size."""
+    figure, (axes,) = _figure(f"{title}: residuals of L(N)")
+    axes.axhline(0, color=LAW, lw=1)
+    noise = law.fit.noise
+    if law.fit.degrees_of_freedom > 0:
+        axes.axhspan(-100 * noise, 100 * noise, color=LAW, alpha=0.12, lw=0, label="± s")
+    axes.plot(law.design.x[0], 100 * law.fit.residuals, "o", color=INK, label="runs")
+    reach = 115 * max(np.abs(law.fit.residuals).max(), noise)
+    axes.set_ylim(-reach, reach)
+    _log_x(axes, SIZE_LABELS[settings.size])
+    axes.set_ylabel("Loss above the law (%)")
+    axes.legend(fontsize=9, frameon=False)
+    return figure
+
+
+def extrapolation(law: FittedLaw, title: str, settings: Settings) -> Figure:
+    """The law out to the target size, with its band."""
+    figure, (axes,) = _figure(f"{title}: extrapolation of L(N)")
+    n, target = law.design.x[0], law.extrapolation
+    _curve(axes, law, np.geomspace(n.min() / 1.25, target.size * 1.5, 80), "N", settings)
+    axes.plot(n, law.y, "o", color=INK, ms=5, label=f"runs ({n.size})", zorder=3)
+    _errorbar(axes, target, f"target: {target.value:.4g} at N = {target.size:.3g}")
+    axes.axvspan(n.min(), n.max(), color=INK, alpha=0.06, lw=0, label="sizes that were run")
+    _log_x(axes, SIZE_LABELS[settings.size])
+    axes.set_ylabel(METRIC_LABELS[law.metric])
+    axes.legend(fontsize=9, frameon=False)
+    return figure
+
+
+def _curves(
+    figure: Figure, axes: Axes, family: Family, field: str, settings: Settings
+) -> tuple[ListedColormap, LogNorm]:
+    """Every run's validation curve against `field`, coloured by size, and the colour's scale."""
+    n = sizes_of(family.runs, settings.size)
+    norm = LogNorm(n.min() * 0.999, n.max() * 1.001)
+    # The lightest end of the map would vanish on white.
+    colours = ListedColormap(matplotlib.colormaps["viridis_r"](np.linspace(0.12, 1, 256)))
+    for run, size in zip(family.runs, n, strict=True):
+        axes.plot(run.curve[field], run.curve["loss"], lw=1, alpha=0.7, color=colours(norm(size)))
+    scale = figure.colorbar(matplotlib.cm.ScalarMappable(norm, colours), ax=axes, pad=0.01)
+    scale.set_label(SIZE_LABELS[settings.size])
+    return colours, norm
+
+
+def _loss_limits(axes: Axes, family: Family) -> None:
+    """Show from a little before losses settle: the first steps would flatten all the rest."""
+    ends = np.array([run.curve["loss"][-1] for run in family.runs])
+    early = [np.interp(0.05, run.curve["images"] / run.curve["images"][-1], run.curve["loss"])
+             for run in family.runs]  # fmt: skip
+    low, high = ends.min(), max(early)
+    axes.set_ylim(low - 0.08 * (high - low), high + 0.1 * (high - low))
+
+
+def loss_against_compute(family: Family, settings: Settings) -> Figure:
+    """Every run's curve against FLOPs, the frontier's points, and L(C) through them."""
+    figure, (axes,) = _figure(f"{family.label}: compute frontier")
+    law = family.frontier
+    _curves(figure, axes, family, "flops", settings)
+    if law.design is not None:
+        c = law.design.x[0]
+        if law.fit is not None:
+            _curve(axes, law, np.geomspace(c.min() / 1.5, c.max() * 3, 40), "C", settings)
+        axes.plot(c, law.y, "o", color=INK, ms=4, label="frontier", zorder=3)
+    _loss_limits(axes, family)
+    if law.refusal is not None:
+        _refused(axes, law.refusal)
+    _log_x(axes, FLOPS_LABEL)
+    axes.set_ylabel(METRIC_LABELS["loss"])
+    if law.design is not None:
+        axes.legend(fontsize=9, frameon=False)
+    return figure
+
+
+def loss_against_images(family: Family, settings: Settings) -> Figure:
+    """Every run's curve against images, and L(N, D) at each size dashed."""
+    figure, (axes,) = _figure(f"{family.label}: loss against images")
+    law = family.surface
+    colours, norm = _curves(figure, axes, family, "images", settings)
+    if law.fit is not None:
+        d = np.geomspace(law.design.x[1].min(), law.design.x[1].max(), 60)
+        for i, size in enumerate(np.unique(law.design.x[0])):
+            label = "L(N, D), least squares" if i == 0 else None
+            axes.plot(d, law.fit.law(size, d), "--", lw=1.6, color=colours(norm(size)), label=label)
+    axes.plot(law.design.x[1], law.y, "o", ms=3, color=INK, label="points fitted", zorder=3)
+    _loss_limits(axes, family)
+    if law.refusal is not None:
+        _refused(axes, law.refusal)
+    _log_x(axes, IMAGES_LABEL)
+    axes.set_ylabel(METRIC_LABELS["loss"])
+    axes.legend(fontsize=9, frameon=False)
+    return figure
+
+
+def isoflop(family: Family, settings: Settings) -> Figure:
+    """Loss against size at equal FLOPs, and the best size against FLOPs."""
+    view = family.isoflop
+    figure, (left, right) = _figure(f"{family.label}: isoFLOP", panels=2, width=10.5)
+    flops = np.array([s.flops for s in view.slices])
+    colours = matplotlib.colormaps["plasma"](np.linspace(0.05, 0.85, len(flops)))
+    for piece, colour in zip(view.slices, colours, strict=True):
+        left.plot(piece.sizes, piece.losses, "o", ms=4, color=colour, label=f"{piece.flops:.2g}")
+        n = np.geomspace(piece.sizes.min(), piece.sizes.max(), 60)
+        v = np.log(n) - np.log(piece.sizes).mean()
+        left.plot(n, np.polynomial.polynomial.polyval(v, piece.parabola), color=colour, lw=1)
+        if piece.optimum is not None:
+            right.plot([piece.flops], [piece.optimum], "o", color=colour)
+    left.legend(title="FLOPs", fontsize=8, title_fontsize=8, frameon=False)
+    _log_x(left, SIZE_LABELS[settings.size])
+    left.set_ylabel(METRIC_LABELS["loss"])
+    right.set_xscale("log")
+    right.set_yscale("log")
+    right.set_xlabel(FLOPS_LABEL)
+    right.set_ylabel("Size of least loss")
+    best = [s for s in view.slices if s.optimum is not None]
+    if view.exponent is not None:
+        c, n = np.log([s.flops for s in best]), np.log([s.optimum for s in best])
+        line = np.exp(n.mean() + view.exponent * (c - c.mean()))
+        right.plot(
+            np.exp(c),
+            line,
+            color=LAW,
+            label=f"$N \\propto C^{{{view.exponent:.2f}}}$ "
+            f"({view.interval.low:.2f} … {view.interval.high:.2f})",
+        )
+        right.legend(fontsize=9, frameon=False)
+    else:
+        _refused(right, view.refusal, 60)
+    return figure

@@ -7,46 +7,17 @@ relative, (f - y) / y: the noise between seeds is taken to be proportional to th
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from itertools import combinations
 
 import numpy as np
+
+from hpcm_scale.scaling.power import Points
 
 LOWEST_EXPONENT, HIGHEST_EXPONENT = 0.005, 8.0
 """The search range: below, a power law cannot be told from a logarithm; above, from a step."""
 
 Functional = Callable[[list[np.ndarray]], list[np.ndarray]]
 """Exponent grids [(…), …] -> g, one array per coefficient: the quantity is Σ g_j c_j."""
-
-
-@dataclass(frozen=True)
-class Points:
-    """What a law is fitted to."""
-
-    x: np.ndarray
-    """(k, n) positive regressors: sizes; or sizes and images; or FLOPs."""
-    y: np.ndarray
-    """(n,) positive losses."""
-    cluster: np.ndarray
-    """(n,) int, the run each point comes from: 0 … clusters - 1."""
-
-    @cached_property
-    def reference(self) -> np.ndarray:
-        """(k,) geometric means of x; coefficients held for x / reference are well conditioned."""
-        return np.exp(np.log(self.x).mean(axis=1))
-
-    @cached_property
-    def log_x(self) -> np.ndarray:
-        """(k, n) log(x / reference)."""
-        return np.log(self.x / self.reference[:, None])
-
-    @property
-    def clusters(self) -> int:
-        return int(self.cluster.max()) + 1
-
-    @property
-    def unknowns(self) -> int:
-        return 1 + 2 * len(self.x)
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -37,6 +37,8 @@ class Run:
     curve: dict[str, np.ndarray]
     """Validation rows by field (CURVE_FIELDS), each (rows,) float64, steps increasing.
     images are training crops seen; flops are counted training FLOPs spent; mse is on [0, 1]."""
+    config: dict[str, Any]
+    """The resolved configuration, flat: dotted key -> value."""
     git_commit: str
     started: str
     notes: tuple[str, ...] = ()
@@ -46,6 +48,11 @@ class Run:
     def final(self) -> dict[str, float]:
         """The last validation row."""
         return {field: float(values[-1]) for field, values in self.curve.items()}
+
+    @property
+    def final_psnr(self) -> float:
+        """dB, of the last validation's mean MSE."""
+        return -10 * math.log10(self.curve["mse"][-1])
 
 
 @dataclass(frozen=True)
@@ -75,6 +82,14 @@ def _positive(values: Any, path: Path, dotted: str) -> float:
     if not (math.isfinite(number) and number > 0):
         raise RunError(f"{path}: {dotted}: {number} is not above 0")
     return number
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
 
 
 def _lines(path: Path) -> list[str]:
@@ -155,6 +170,7 @@ def read_run(folder: Path | str) -> Run:
         parameters=parameters,
         train_flops_per_image=_positive(record, path, "flops_per_image.train"),
         curve={f: np.array([r[f] for r in rows]) for f in CURVE_FIELDS},
+        config=dict(_flat(record["config"])),
         git_commit=str(record.get("git_commit", "")),
         started=str(record.get("started", "")),
         notes=tuple(notes),

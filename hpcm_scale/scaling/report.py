@@ -6,7 +6,7 @@ from typing import Any
 
 from hpcm_scale import __version__
 from hpcm_scale.files import atomic_write
-from hpcm_scale.scaling import plots
+from hpcm_scale.scaling import page, plots
 from hpcm_scale.scaling.study import Family, FittedLaw, Prediction, Study
 
 
@@ -15,12 +15,13 @@ def law_json(study: Study) -> dict[str, Any]:
     return {
         "hpcm_scale": __version__,
         "settings": vars(study.settings),
-        "families": [_family(f, study.settings.size) for f in study.families],
+        "families": [_family(f) for f in study.families],
         "notes": study.notes,
     }
 
 
-def _family(family: Family, size: str) -> dict[str, Any]:
+def _family(family: Family) -> dict[str, Any]:
+    view = family.isoflop
     return {
         "label": family.label,
         "runs": [
@@ -28,6 +29,7 @@ def _family(family: Family, size: str) -> dict[str, Any]:
                 "name": r.name,
                 "seed": r.seed,
                 "parameters": r.parameters,
+                "train_flops_per_image": r.train_flops_per_image,
                 "git_commit": r.git_commit,
                 "started": r.started,
                 **r.final,
@@ -35,30 +37,76 @@ def _family(family: Family, size: str) -> dict[str, Any]:
             for r in family.runs
         ],
         "size_laws": {metric: _law(law) for metric, law in family.size_laws.items()},
+        "frontier": _law(family.frontier),
+        "surface": _law(family.surface),
+        "isoflop": {"refused": family.isoflop_refusal}
+        if view is None
+        else {
+            "exponent": view.exponent,
+            "interval": view.interval and vars(view.interval),
+            "refused": view.refusal,
+            "cautions": view.cautions,
+            "slices": [
+                vars(s)
+                | {
+                    "sizes": s.sizes.tolist(),
+                    "losses": s.losses.tolist(),
+                    "parabola": s.parabola.tolist(),
+                }
+                for s in view.slices
+            ],
+        },
+        "flops_per_image": family.cost and vars(family.cost),
+        "compute_optimal": [
+            vars(o)
+            | {
+                name: vars(getattr(o, name))
+                for name in ("size_interval", "images_interval", "loss_interval")
+            }
+            for o in family.optima
+        ],
     }
 
 
 def _law(law: FittedLaw) -> dict[str, Any]:
     out: dict[str, Any] = {
-        "law": law.name,
-        "metric": law.metric,
-        "x": law.x.tolist(),
-        "y": law.y.tolist(),
+        "law": law.label,
         "refused": law.refusal,
         "cautions": law.cautions,
+        "x": None if law.design is None else law.design.x.tolist(),
+        "y": None if law.y is None else law.y.tolist(),
+        "run": None if law.design is None else [run.name for run, _ in law.design.rows],
     }
     if law.fit is None:
         return out
-    fit = law.fit
+    fit, confidence = law.fit, law.fit.confidence
+    out["variable_projection"] = {
+        "parameters": fit.law.parameters,
+        "profile_intervals": {name: vars(fit.interval(name)) for name in fit.law.parameters},
+        "relative_noise": fit.noise,
+        "noise_is_assumed": fit.degrees_of_freedom <= 0,
+        "degrees_of_freedom": fit.degrees_of_freedom,
+        "sum_of_squared_relative_residuals": fit.sse,
+    }
+    if law.huber is not None:
+        out["huber"] = vars(law.huber) | {
+            "law": law.huber.law.parameters,
+            "converged": law.huber.converged,
+        }
+    if law.bootstrap is not None:
+        samples = {"variable_projection": law.bootstrap.projected, "huber": law.bootstrap.huber}
+        out["bootstrap_of_runs"] = {
+            "drawn": law.bootstrap.drawn,
+            "degenerate": law.bootstrap.degenerate,
+        } | {
+            method: {
+                name: vars(law.bootstrap.interval(values, name, confidence))
+                | {"standard_error": law.bootstrap.standard_error(values, name)}
+                for name in law.bootstrap.names
+            }
+            for method, values in samples.items()
+        }
     return out | {
-        "variable_projection": {
-            "parameters": fit.law.parameters,
-            "profile_intervals": {name: vars(fit.interval(name)) for name in fit.law.parameters},
-            "relative_noise": fit.noise,
-            "noise_is_assumed": fit.degrees_of_freedom <= 0,
-            "degrees_of_freedom": fit.degrees_of_freedom,
-            "sum_of_squared_relative_residuals": fit.sse,
-        },
         "held_out": _prediction(law.held_out),
         "extrapolation": _prediction(law.extrapolation),
     }
@@ -74,20 +122,24 @@ def _prediction(prediction: Prediction | None) -> dict[str, Any] | None:
 
 
 def write_report(study: Study, folder: Path) -> list[Path]:
-    """Write law.json and the figures into `folder`.
+    """Write law.json, the figures and report.html into `folder`.
 
     Returns:
-        The paths written, law.json first.
+        The paths written.
 
     Raises:
         OSError: if the folder cannot be written.
     """
-    path = folder / "law.json"
-    atomic_write(path, json.dumps(law_json(study), indent=2, allow_nan=False) + "\n")
-    written = [path]
+    written = [folder / "law.json"]
+    atomic_write(written[0], json.dumps(law_json(study), indent=2, allow_nan=False) + "\n")
+    pictures: list[list[tuple[str, Path]]] = []
     for i, family in enumerate(study.families):
         suffix = f"-{i + 1}" if len(study.families) > 1 else ""
-        for metric, law in family.size_laws.items():
-            figure = plots.loss_against_size(law, study.settings, family.label)
-            written += plots.save(figure, folder, f"{metric}-against-size{suffix}")
+        pictures.append([])
+        for name, figure in plots.figures_of(family, study.settings):
+            paths = plots.save(figure, folder, name + suffix)
+            written += paths
+            pictures[-1].append((name, paths[0]))
+    written.append(folder / "report.html")
+    atomic_write(written[-1], page.render(study, pictures))
     return written

@@ -1,4 +1,4 @@
-"""From run records to fitted laws: which points go into which law, and what is asked of each."""
+"""From run records to a study: every law the runs can carry, and what is asked of each."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -6,11 +6,18 @@ from typing import Literal
 
 import numpy as np
 
-from hpcm_scale.scaling.laws import Fit, Interval, LawRefused, cautions, fit_law
+from hpcm_scale.scaling.bootstrap import Bootstrap, bootstrap
+from hpcm_scale.scaling.designs import Design, equal_images, frontier, size_and_images
+from hpcm_scale.scaling.huber import HuberFit, fit_huber
+from hpcm_scale.scaling.isoflop import Cost, IsoFlop, Optimum, cost_of, isoflop, optimum
+from hpcm_scale.scaling.laws import Fit, cautions, fit_law
+from hpcm_scale.scaling.power import Interval, LawRefused
 from hpcm_scale.scaling.records import Records, Run, SizePart, families
 
 Metric = Literal["loss", "bpp", "mse"]
 METRICS: tuple[Metric, ...] = ("loss", "bpp", "mse")
+FEW_RUNS = 15
+"""Below this many runs the bootstrap is too narrow to quote (see bootstrap.py)."""
 
 
 @dataclass(frozen=True)
@@ -21,10 +28,14 @@ class Settings:
     """Which parameters N counts."""
     target_size: float = 1e10
     """N to extrapolate to."""
+    budget: float | None = None
+    """Training FLOPs to spend best; None: 1, 10 and 100 times those of the largest run."""
     confidence: float = 0.95
     """Level of every interval."""
     seed_noise: float = 0.01
     """Relative standard deviation of a loss between seeds, assumed where the runs cannot tell."""
+    draws: int = 1000
+    """Bootstrap resamples of the runs."""
 
 
 @dataclass(frozen=True)
@@ -43,16 +54,22 @@ class FittedLaw:
     """One law of one metric: fitted, or refused with the reason."""
 
     name: str
+    """L(N), L(C) or L(N, D), L standing for the metric."""
     metric: Metric
-    x: np.ndarray
-    """(k, n) abscissae offered."""
-    y: np.ndarray
-    """(n,) the metric there."""
+    design: Design | None
+    y: np.ndarray | None
+    """(n,) the metric at the design's points."""
     fit: Fit | None = None
+    huber: HuberFit | None = None
+    bootstrap: Bootstrap | None = None
     refusal: str | None = None
     cautions: list[str] = field(default_factory=list)
     held_out: Prediction | None = None
     extrapolation: Prediction | None = None
+
+    @property
+    def label(self) -> str:
+        return self.name.replace("L", self.metric, 1)
 
 
 @dataclass
@@ -62,6 +79,16 @@ class Family:
     label: str
     runs: list[Run]
     size_laws: dict[Metric, FittedLaw]
+    frontier: FittedLaw
+    surface: FittedLaw
+    isoflop: IsoFlop | None
+    isoflop_refusal: str | None
+    cost: Cost | None
+    optima: list[Optimum]
+
+    @property
+    def laws(self) -> list[FittedLaw]:
+        return [*self.size_laws.values(), self.frontier, self.surface]
 
 
 @dataclass
@@ -85,77 +112,112 @@ def study(records: Records, settings: Settings) -> Study:
 
 
 def _family(label: str, runs: list[Run], settings: Settings) -> Family:
-    runs = sorted(runs, key=lambda r: (r.parameters[settings.size], r.curve["images"][-1], r.seed))
-    chosen, caution = equal_images(runs, settings.size)
-    laws = {metric: size_law(chosen, metric, settings) for metric in METRICS}
-    for law in laws.values():
-        law.cautions[:0] = caution
-    return Family(label, runs, laws)
-
-
-def sizes_of(runs: Sequence[Run], part: SizePart) -> np.ndarray:
-    """(runs,) parameters counted as N."""
-    return np.array([r.parameters[part] for r in runs], float)
-
-
-def equal_images(runs: Sequence[Run], part: SizePart) -> tuple[list[Run], list[str]]:
-    """Runs that saw the same number of images, the number that most sizes share.
-
-    Failing three sizes at any one number, each size's longest runs, with a caution.
-    """
-    images = np.array([r.curve["images"][-1] for r in runs])
-    best: list[Run] = []
-    for amount in np.unique(images)[::-1]:
-        near = [r for r, i in zip(runs, images, strict=True) if abs(i / amount - 1) <= 0.01]
-        if len(set(sizes_of(near, part))) > len(set(sizes_of(best, part))):
-            best = near
-    every_size = set(sizes_of(runs, part))
-    if len(set(sizes_of(best, part))) >= min(3, len(every_size)):
-        left_out = len(runs) - len(best)
-        if not left_out:
-            return best, []
-        seen = best[0].curve["images"][-1]
-        return best, [
-            f"L(N) takes the {len(best)} runs that saw {seen:.4g} images; "
-            f"{left_out} that saw another number are left out of it"
-        ]
-    longest = {n: images[sizes_of(runs, part) == n].max() for n in every_size}
-    best = [
-        r
-        for r, i in zip(runs, images, strict=True)
-        if i >= 0.99 * longest[float(r.parameters[part])]
-    ]
-    return best, [
-        f"sizes saw different numbers of images ({images.min():.4g} to {images.max():.4g}): "
-        "L(N) mixes the effect of size with that of training"
-    ]
-
-
-def size_law(runs: Sequence[Run], metric: Metric, settings: Settings) -> FittedLaw:
-    """L(N) = E + A N^-alpha over the runs' last validation rows, with its checks."""
-    n = sizes_of(runs, settings.size)
-    y = np.array([r.final[metric] for r in runs])
-    law = FittedLaw("L(N)", metric, n[None], y)
-    options = {"confidence": settings.confidence, "assumed_noise": settings.seed_noise}
+    part = settings.size
+    runs = sorted(runs, key=lambda r: (r.parameters[part], r.curve["images"][-1], r.seed))
+    sizes = equal_images(runs, part)
+    size_laws = {metric: size_law(sizes, metric, settings) for metric in METRICS}
     try:
-        law.fit = fit_law(n, y, **options)
+        compute = _law("L(C)", "loss", frontier(runs, part), settings, ("FLOP count",))
+    except LawRefused as error:
+        compute = FittedLaw("L(C)", "loss", None, None, refusal=str(error))
+    surface = _law(
+        "L(N, D)", "loss", size_and_images(runs, part), settings, ("size", "image count")
+    )
+    view, refusal = None, None
+    try:
+        view = isoflop(runs, part, confidence=settings.confidence, draws=settings.draws)
+    except LawRefused as error:
+        refusal = str(error)
+    cost, optima = _optima(runs, surface, settings)
+    return Family(label, runs, size_laws, compute, surface, view, refusal, cost, optima)
+
+
+def _law(
+    name: str, metric: Metric, design: Design, settings: Settings, what: Sequence[str]
+) -> FittedLaw:
+    """Both methods, the bootstrap and the cautions for one law."""
+    law = FittedLaw(name, metric, design, design.metric(metric), cautions=list(design.cautions))
+    try:
+        law.fit = fit_law(
+            design.x,
+            law.y,
+            design.run,
+            confidence=settings.confidence,
+            assumed_noise=settings.seed_noise,
+            what=what,
+        )
     except LawRefused as error:
         law.refusal = str(error)
         return law
-    law.cautions = cautions(law.fit)
-    if settings.target_size > n.max():
-        law.extrapolation = Prediction(settings.target_size, *law.fit.predict(settings.target_size))
-        factor = settings.target_size / n.max()
-        if factor > (n.max() / n.min()):
+    law.cautions += cautions(law.fit, what=what)
+    points = law.fit.points
+    try:
+        law.huber = fit_huber(points, law.fit.law)
+    except LawRefused as error:
+        law.cautions.append(str(error))
+        return law
+    if not law.huber.converged:
+        law.cautions.append("the Huber fit ended in another place from every start: do not use it")
+    law.cautions += _disagreement(law)
+    if points.clusters > len(points.x) + 2:
+        law.bootstrap = bootstrap(points, law.huber, settings.draws)
+    return law
+
+
+def _disagreement(law: FittedLaw) -> list[str]:
+    """Exponents on which the two methods differ by more than the interval."""
+    if law.fit.noise is None:
+        return []
+    out = []
+    for name in ("alpha", "beta")[: len(law.fit.points.x)]:
+        other, interval = law.huber.law.parameters[name], law.fit.interval(name)
+        if not (interval.low or 0) <= other <= (interval.high or np.inf):
+            out.append(
+                f"the Huber fit's {name} {other:.3g} lies outside the least-squares interval: some "
+                "points pull hard on one of the two"
+            )
+    return out
+
+
+def size_law(design: Design, metric: Metric, settings: Settings) -> FittedLaw:
+    """L(N) = E + A N^-alpha at equal images, with held-out largest size and extrapolation."""
+    law = _law("L(N)", metric, design, settings, ("size",))
+    if law.fit is None:
+        return law
+    n, y = design.x[0], law.y
+    target = settings.target_size
+    if target > n.max():
+        law.extrapolation = Prediction(target, *law.fit.predict(target))
+        if target / n.max() > n.max() / n.min():
             law.cautions.append(
-                f"the target is {factor:.3g} times beyond the largest size, further than the sizes "
-                f"span ({n.max() / n.min():.3g}): its interval holds only if the law does"
+                f"the target is {target / n.max():.3g} times beyond the largest size, further than "
+                f"the sizes span ({n.max() / n.min():.3g}): its interval holds only if the law does"
             )
     small = n < n.max()
     try:
-        part = fit_law(n[small], y[small], **options)
+        part = fit_law(
+            n[small], y[small], confidence=settings.confidence, assumed_noise=settings.seed_noise
+        )
         value, interval = part.predict(float(n.max()), new_run=True)
         law.held_out = Prediction(float(n.max()), value, interval, float(y[~small].mean()))
     except LawRefused as error:
         law.cautions.append(f"no held-out check of the largest size: {error}")
     return law
+
+
+def _optima(
+    runs: list[Run], surface: FittedLaw, settings: Settings
+) -> tuple[Cost | None, list[Optimum]]:
+    if surface.bootstrap is None:
+        return None, []
+    cost = cost_of(runs, settings.size)
+    if cost.worst > 0.1:
+        surface.cautions.append(
+            f"counted FLOPs per image stray from a power of N by up to {cost.worst:.0%}: the "
+            "compute-optimal sizes inherit that"
+        )
+    spent = max(run.curve["flops"][-1] for run in runs)
+    budgets = [settings.budget] if settings.budget else [spent, 10 * spent, 100 * spent]
+    return cost, [
+        optimum(b, cost, surface.fit.law, surface.bootstrap, settings.confidence) for b in budgets
+    ]

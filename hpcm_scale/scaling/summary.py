@@ -1,4 +1,4 @@
-"""A study on the terminal: the laws in a table, then every caution in words."""
+"""A study on the terminal: the laws in a table, then what they predict, then every caution."""
 
 from collections.abc import Iterator
 
@@ -6,23 +6,8 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from hpcm_scale.scaling.laws import Interval
-from hpcm_scale.scaling.study import Family, FittedLaw, Study
-
-
-def figures(value: float) -> str:
-    return f"{value:.4g}"
-
-
-def span(interval: Interval) -> str:
-    """[low, high], with words for an open end."""
-    if interval.low is None and interval.high is None:
-        return "not bounded"
-    if interval.low is None:
-        return f"below {figures(interval.high)}"
-    if interval.high is None:
-        return f"above {figures(interval.low)}"
-    return f"{figures(interval.low)} … {figures(interval.high)}"
+from hpcm_scale.scaling import wording
+from hpcm_scale.scaling.study import Family, Study
 
 
 def summary(study: Study) -> Iterator[RenderableType]:
@@ -34,49 +19,21 @@ def summary(study: Study) -> Iterator[RenderableType]:
 
 
 def _family(family: Family, study: Study) -> Iterator[RenderableType]:
-    seeds = len({run.seed for run in family.runs})
-    sizes = len({run.parameters[study.settings.size] for run in family.runs})
-    yield Text(
-        f"{family.label}: {len(family.runs)} runs, {sizes} sizes, {seeds} seed"
-        f"{'s' if seeds > 1 else ''}",
-        style="bold",
-    )
-    table = Table("law", "parameter", "value", f"{study.settings.confidence:.0%} interval", "dof")
-    for law in family.size_laws.values():
+    yield Text(wording.heading(family, study.settings), style="bold")
+    table = Table(*wording.ROW_HEADS)
+    for law in family.laws:
         if law.fit is not None:
-            _rows(table, law)
+            for row in wording.rows(law):
+                table.add_row(*row)
+            table.add_section()
     if table.rows:
         yield table
-    said: dict[str, list[str]] = {}
-    for law in family.size_laws.values():
-        label = f"{law.metric}(N)"
-        if law.refusal:
-            yield Text(f"{label} refused: {law.refusal}", style="red")
-        for caution in law.cautions:
-            said.setdefault(caution, []).append(label)
-        if law.held_out is not None:
-            p = law.held_out
-            yield Text(
-                f"{label} held out: the {figures(p.size)} model predicted {figures(p.value)} "
-                f"({span(p.interval)}), measured {figures(p.measured)}: "
-                f"{p.value / p.measured - 1:+.2%}"
-            )
-        if law.extrapolation is not None:
-            p = law.extrapolation
-            yield Text(f"{label} at N = {figures(p.size)}: {figures(p.value)} ({span(p.interval)})")
-    for caution, labels in said.items():
-        yield Text(f"caution, {', '.join(labels)}: {caution}", style="yellow")
-
-
-def _rows(table: Table, law: FittedLaw) -> None:
-    fit = law.fit
-    for i, (name, value) in enumerate(fit.law.parameters.items()):
-        first = i == 0
-        table.add_row(
-            f"{law.metric} = E + A N^-alpha" if first else "",
-            name,
-            figures(value),
-            span(fit.interval(name)),
-            str(max(fit.degrees_of_freedom, 0)) if first else "",
-            end_section=i == len(fit.law.parameters) - 1,
-        )
+        yield Text(f"intervals at {study.settings.confidence:.0%}", style="dim")
+    if note := wording.foot(family):
+        yield Text(note, style="dim")
+    for line in wording.findings(family):
+        yield Text(line)
+    for line in wording.refusals(family):
+        yield Text(line, style="red")
+    for line in wording.gathered_cautions(family):
+        yield Text.assemble(("caution, ", "yellow"), line)

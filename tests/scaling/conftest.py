@@ -56,7 +56,7 @@ def write_run(tmp_path: Path) -> WriteRun:
         # One draw for the run and a little for each row: rows of one run move together.
         own = 1 + noise * rng.standard_normal()
         lines = []
-        for seen in np.geomspace(images / 50, images, rows):
+        for seen in 8 * np.unique(np.geomspace(images / 400, images / 8, rows).round()):
             value = (e + a * parameters**-alpha + b * seen**-beta) * own
             value *= 1 + noise / 5 * rng.standard_normal()
             value = value if loss is None else loss

@@ -37,7 +37,7 @@ def test_two_sizes_give_a_refusal_and_no_number(write_run, tmp_path):
         runs = write_run(n).parent
     result = fit(runs, "-o", tmp_path / "report")
     assert result.exit_code == 0, result.output
-    assert "loss(N) refused: 2 different sizes" in result.output
+    assert "loss(N) refused: 2 sizes" in result.output
     law = json.loads((tmp_path / "report" / "law.json").read_text())
     assert "variable_projection" not in law["families"][0]["size_laws"]["loss"]
 
