@@ -151,12 +151,54 @@ def _device(name: str, threads: int | None) -> str:
 
 
 @app.command()
-def info(target: str = typer.Argument(help="A .hpcm or .safetensors file.")) -> None:
-    """Say what a file is."""
+def export(
+    run: Path = typer.Argument(help="A run's folder."),
+    target: Path = typer.Argument(help="The .safetensors file to write."),
+) -> None:
+    """Gather a run's newest checkpoint into one model file, with its frozen coding tables."""
+    from hpcm_scale.weights.export import export_run
+
+    written = export_run(run, target)
+    megabytes = target.stat().st_size / 1e6
+    console.print(
+        f"{run} -> {target}  {megabytes:.1f} MB  model {written.label}  {written.identity[:16]}",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+@app.command()
+def info(
+    target: str = typer.Argument(help="A variant of configs/models, or a model or .hpcm file."),
+    width: float = typer.Option(1.0, help="Width dial, for a variant."),
+    depth: float = typer.Option(1.0, help="Depth dial, for a variant."),
+) -> None:
+    """Say what a file is, or count a variant's parameters and arithmetic."""
+    from hpcm_scale.models.zoo import model_config, variants
+
+    if target in variants() or target.endswith((".yaml", ".yml")):
+        from hpcm_scale.models.complexity import complexity_table
+
+        _complexity(complexity_table(model_config(target, width, depth)), target)
+        return
     from hpcm_scale.codec.commands import describe
 
     for field, value in describe(target):
         console.print(f"{field:>18}  {value}", highlight=False, markup=False, soft_wrap=True)
+
+
+def _complexity(shares: list, title: str) -> None:
+    """Print the complexity table of a network."""
+    from rich.table import Table
+
+    table = Table("part", title=title)
+    table.add_column("parameters (M)", justify="right")
+    table.add_column("kMACs/pixel", justify="right")
+    for share in shares:
+        style = "bold" if share.part.startswith(("sum", "as the papers")) else None
+        millions, kmacs = f"{share.parameters / 1e6:.3f}", f"{share.kmacs_per_pixel:.2f}"
+        table.add_row(share.part, millions, kmacs, style=style)
+    console.print(table)
 
 
 @app.command()

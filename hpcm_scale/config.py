@@ -182,3 +182,108 @@ def configs_folder(kind: str) -> Path:
     package = Path(__file__).parent
     inside = package / "configs" / kind
     return inside if inside.is_dir() else package.parent / "configs" / kind
+
+
+class ModelChoice(StrictModel):
+    """Which network a run trains: a variant, the dials that scale it, single fields over both."""
+
+    variant: str = "base"
+    """A name in configs/models, or the path of such a file."""
+    width: float = Field(1.0, gt=0)
+    """Multiplies every channel count of the variant."""
+    depth: float = Field(1.0, gt=0)
+    """Multiplies the number of residual blocks of every part that has any."""
+    overrides: dict[str, Any] = {}
+    """Fields of ModelConfig set after the dials, such as `fusion: psi`."""
+
+
+class LossConfig(StrictModel):
+    """The rate-distortion objective."""
+
+    lmbda: float = Field(0.013, gt=0)
+    """λ of λ·255²·MSE + bpp. The papers train .0018 .0035 .0067 .013 .025 .0483."""
+
+
+class OptimizerConfig(StrictModel):
+    """Adam and its learning rate."""
+
+    lr: float = Field(1e-4, gt=0)
+    """Peak learning rate. 1e-4 is the papers' for Base; narrow models bear ten times as much."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Decay of Adam's running mean and variance of the gradient."""
+    warmup_steps: Count = 0
+    """Steps over which the learning rate rises linearly from 0."""
+    decay_fraction: float = Field(0.25, ge=0, le=1)
+    """Last part of the run over which the learning rate falls linearly to 0."""
+    clip: float = Field(1.0, gt=0)
+    """Largest norm of the gradient over all parameters (the papers' 1.0)."""
+
+
+class RunConfig(StrictModel):
+    """One training run."""
+
+    name: str
+    """What the run is called; its folder is `out`/`name`."""
+    out: Path = Path("runs")
+    """Folder of run folders."""
+    seed: int = Field(0, ge=0)
+    """Of initialisation, sample order, crops and quantisation noise."""
+    model: ModelChoice = ModelChoice()
+    """The network."""
+    data: DataConfig
+    """What it is trained on."""
+    loss: LossConfig = LossConfig()
+    """What is minimised."""
+    optimizer: OptimizerConfig = OptimizerConfig()
+    """How."""
+    steps: Positive
+    """Optimizer steps."""
+    batch: Positive = 32
+    """Crops of an optimizer step over all ranks."""
+    micro_batch: Positive | None = None
+    """Crops of one forward pass on one rank, all of the rank's if not given. Less saves memory."""
+    deepspeed: str = "zero3"
+    """A name in configs/deepspeed: how parameters, gradients and optimizer state are spread."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Arithmetic of the passes; auto is bf16 on GPUs and fp32 on CPUs. Master weights are fp32."""
+    checkpoint_activations: bool = True
+    """Recompute activations in the backward pass instead of keeping them."""
+    log_every: Positive = 10
+    """Steps between rows of metrics."""
+    validate_every: Positive = 1000
+    """Steps between validations; the last step is always validated."""
+    save_every: Positive = 1000
+    """Steps between checkpoints; the last step is always saved."""
+
+    @property
+    def folder(self) -> Path:
+        """The run's folder."""
+        return self.out / self.name
+
+
+def load_run(path: Path | str, changes: list[str] | None = None) -> RunConfig:
+    """A run's configuration.
+
+    Args:
+        path: a YAML file.
+        changes: `section.key=value` over it, values read as YAML.
+
+    Raises:
+        ConfigError: naming file, field, value and rule.
+    """
+    values = read_yaml(path)
+    for change in changes or []:
+        key, equals, text = change.partition("=")
+        if not equals or not key:
+            raise ConfigError(f"--set {change}: is not key=value")
+        section = values
+        *parents, last = key.split(".")
+        for parent in parents:
+            section = section.setdefault(parent, {})
+            if not isinstance(section, dict):
+                raise ConfigError(f"--set {change}: {parent} is a value, not a section")
+        try:
+            section[last] = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"--set {change}: {error}") from None
+    return parse(RunConfig, values, str(path))

@@ -5,8 +5,7 @@ differ in the callback that turns a step's (scale, mean) into its ŷ. Source: ar
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -32,8 +31,7 @@ Code = Callable[[int, Tensor, Tensor], Tensor]
 """(step, scale, mean) -> ŷ of that step; dense (B, C_k, h_k, w_k) all three."""
 
 
-@dataclass
-class Output:
+class Output(NamedTuple):
     """What one pass over a batch gives."""
 
     x_hat: Tensor
@@ -89,7 +87,7 @@ class HPCM(nn.Module):
     def checkpoint_activations(self, enabled: bool) -> None:
         """Recompute each transform stage and coding step in backward instead of storing it."""
         # Non-reentrant: the reentrant form loses the parameters ZeRO-3 gathers for a shared net.
-        self.run = partial(_recomputed) if enabled else directly
+        self.run = _recomputed if enabled else directly
 
     def forward(self, x: Tensor, noise: tuple[Tensor, Tensor] | None = None) -> Output:
         """Price and reconstruct a batch.

@@ -10,9 +10,6 @@ from hpcm_scale.config import ModelConfig, configs_folder, parse, read_yaml
 from hpcm_scale.errors import ConfigError
 from hpcm_scale.models.hpcm import HPCM
 
-HEAD_DIM = 20
-"""Channels of an attention head in Base (2·320 / 32): heads are added, not widened, with width."""
-
 
 def variants() -> list[str]:
     """Names of the files in configs/models."""
@@ -97,5 +94,5 @@ def dialled(config: ModelConfig, width: float, depth: float = 1.0) -> ModelConfi
 
 
 def build(config: ModelConfig) -> nn.Module:
-    """The network of `config`, initialised from torch's global generator, in channels_last memory."""
+    """The network of `config`, initialised by torch's global generator, in channels_last memory."""
     return HPCM(config).to(memory_format=torch.channels_last)

@@ -1,0 +1,131 @@
+"""Parameters and arithmetic of a network by part, counted from the built model."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from hpcm_scale.config import ModelConfig
+from hpcm_scale.models.zoo import build
+
+PARTS = ("transform", "hyper", "context")
+"""What parameters and arithmetic are divided into."""
+
+
+def part_of(name: str) -> str:
+    """The part of a parameter or module, from its qualified name."""
+    head = name.split(".")[0]
+    return {"g_a": "transform", "g_s": "transform", "h_a": "hyper", "h_s": "hyper"}.get(
+        head, "hyper" if head == "z_prior" else "context"
+    )
+
+
+def count_parameters(network: nn.Module) -> dict[str, int]:
+    """Parameters by part, and "total"."""
+    counts = dict.fromkeys(PARTS, 0)
+    for name, parameter in network.named_parameters():
+        # ZeRO-3 leaves a partitioned parameter empty and keeps its size beside it.
+        counts[part_of(name)] += getattr(parameter, "ds_numel", parameter.numel())
+    return {"total": sum(counts.values())} | counts
+
+
+@dataclass(frozen=True)
+class Flops:
+    """Floating-point operations of products and convolutions: two to a multiply-accumulate."""
+
+    forward: float
+    """Of one forward pass of one image."""
+    train: float
+    """Of forward and backward of one image: each product of the forward has two in the backward.
+
+    Three times the forward, because torch's counter takes a depthwise weight gradient for a dense
+    one. What activation checkpointing recomputes is not counted.
+    """
+    modules: dict[str, float]
+    """Forward, by qualified module name; a module called by another counts in both."""
+
+
+def count_flops(config: ModelConfig, side: int = 256) -> Flops:
+    """Count one square image of `side` pixels by torch's FLOP counter, on the meta device.
+
+    Bias additions, activations, resampling of grids and the density are not counted, as is usual.
+    """
+    with torch.device("meta"), _unbiased():
+        network = build(config)
+        x = torch.empty(1, 3, side, side).contiguous(memory_format=torch.channels_last)
+        noise: tuple[Tensor, Tensor] = (
+            torch.empty(1, config.latent_channels, side // 16, side // 16),
+            torch.empty(1, config.hyper_channels, side // 64, side // 64),
+        )
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            network(x, noise)
+    total = float(counter.get_total_flops())
+    root = type(network).__name__
+    modules = {
+        name.removeprefix(f"{root}."): float(sum(counts.values()))
+        for name, counts in counter.get_flop_counts().items()
+        if name.startswith(f"{root}.")
+    }
+    return Flops(total, 3 * total, modules)
+
+
+@contextmanager
+def _unbiased() -> Iterator[None]:
+    """Leave the caller's random state as it was: building a network draws from it."""
+    state = torch.get_rng_state()
+    try:
+        yield
+    finally:
+        torch.set_rng_state(state)
+
+
+@dataclass(frozen=True)
+class Share:
+    """One part of a network in the complexity table."""
+
+    part: str
+    parameters: int
+    kmacs_per_pixel: float
+
+
+def complexity_table(config: ModelConfig, side: int = 256) -> list[Share]:
+    """Parameters and thousands of multiply-accumulates per pixel, part by part, then their sum.
+
+    A shared net's parameters have a row of their own; its arithmetic counts in the scales that
+    call it. The fusion after the last step, which the published program computes although
+    nothing reads it, has a row too: with it the sum is what the papers count.
+    """
+    with torch.device("meta"), _unbiased():
+        network = build(config)
+    flops = count_flops(config, side)
+    rows = {"g_a": "g_a", "g_s": "g_s", "h_a": "h_a", "h_s": "h_s", "z_prior": "z prior"}
+    rows |= {"shared_s12": "shared net S1, S2", "shared_s3": "shared net S3"}
+    parameters, kmacs = dict.fromkeys(rows.values(), 0), dict.fromkeys(rows.values(), 0.0)
+    scales = [s for s, _ in network.schedule.schedule.steps]
+    for s in range(len(network.schedule.schedule.scales)):
+        row = f"context S{s + 1}"
+        parameters[row], kmacs[row] = 0, 0.0
+        members = [f"steps.{k}" for k, scale in enumerate(scales[1:]) if scale == s]
+        members += [f"fusions.{s}"] + ([f"merges.{s - 1}"] if s else [])
+        rows |= dict.fromkeys(members, row)
+    for name, parameter in network.named_parameters():
+        head, rest = name.split(".", 1)
+        parameters[rows.get(head) or rows[f"{head}.{rest.split('.')[0]}"]] += parameter.numel()
+    for module, row in rows.items():
+        if not module.startswith("shared"):
+            kmacs[row] += flops.modules.get(module, 0.0) / 2e3 / side**2
+    shares = [Share(row, parameters[row], kmacs[row]) for row in parameters]
+    shares.append(Share("sum", sum(parameters.values()), flops.forward / 2e3 / side**2))
+    if config.fusion == "attention":
+        # The last scale's fusion ran once a step but the last.
+        calls = scales.count(scales[-1]) - 1
+        unread = flops.modules[f"fusions.{scales[-1]}"] / calls / 2e3 / side**2
+        total = shares[-1]
+        shares.append(Share("last fusion, read by nothing", 0, unread))
+        shares.append(
+            Share("as the papers count", total.parameters, total.kmacs_per_pixel + unread)
+        )
+    return shares

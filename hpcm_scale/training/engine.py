@@ -1,0 +1,101 @@
+"""From a run's configuration to a DeepSpeed engine on every rank."""
+
+import json
+import os
+import warnings
+from typing import Any
+
+import deepspeed
+import torch
+from deepspeed.accelerator import get_accelerator
+from deepspeed.runtime.engine import DeepSpeedEngine
+
+from hpcm_scale.config import ModelConfig, RunConfig, configs_folder
+from hpcm_scale.errors import ConfigError
+from hpcm_scale.models.zoo import build
+
+
+def init_distributed() -> tuple[int, int]:
+    """Join the job that the launcher described, or be a job of one; returns (rank, world size)."""
+    for name, value in (
+        ("RANK", "0"),
+        ("LOCAL_RANK", "0"),
+        ("WORLD_SIZE", "1"),
+        ("MASTER_ADDR", "127.0.0.1"),
+        ("MASTER_PORT", "29500"),
+    ):
+        os.environ.setdefault(name, value)
+    if get_accelerator().device_name() == "cpu":
+        # Each rank takes its share of the cores: threads of two ranks on one core wait in turn.
+        cores = len(os.sched_getaffinity(0))
+        # The deepspeed launcher says LOCAL_SIZE, torchrun LOCAL_WORLD_SIZE.
+        ranks = os.environ.get("LOCAL_SIZE") or os.environ.get("LOCAL_WORLD_SIZE") or "1"
+        torch.set_num_threads(max(1, cores // int(ranks)))
+    # DeepSpeed 0.19 calls collectives by names that torch 2.13 renamed, and warns at each.
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
+    deepspeed.init_distributed(get_accelerator().communication_backend_name(), verbose=False)
+    return deepspeed.comm.get_rank(), deepspeed.comm.get_world_size()
+
+
+def deepspeed_config(run: RunConfig, world_size: int) -> dict[str, Any]:
+    """The DeepSpeed configuration of a run: configs/deepspeed/<name>.json and what the run decides.
+
+    Raises:
+        ConfigError: if there is no such file, or batch, micro-batch and ranks do not divide.
+    """
+    path = configs_folder("deepspeed") / f"{run.deepspeed}.json"
+    if not path.is_file():
+        names = ", ".join(sorted(p.stem for p in path.parent.glob("*.json")))
+        raise ConfigError(f"deepspeed: {run.deepspeed!r} is not one of {names}")
+    if run.batch % world_size:
+        raise ConfigError(f"batch: {run.batch} cannot be shared by {world_size} ranks")
+    on_rank = run.batch // world_size
+    micro_batch = run.micro_batch or on_rank
+    if on_rank % micro_batch:
+        raise ConfigError(
+            f"micro_batch: {micro_batch} does not divide the {on_rank} crops of a rank "
+            f"(batch {run.batch} over {world_size} ranks)"
+        )
+    return json.loads(path.read_text()) | {
+        "train_batch_size": run.batch,
+        "train_micro_batch_size_per_gpu": micro_batch,
+        "gradient_accumulation_steps": on_rank // micro_batch,
+        "gradient_clipping": run.optimizer.clip,
+        "bf16": {"enabled": uses_bf16(run)},
+        "optimizer": {
+            "type": "Adam",
+            # DeepSpeed's own Adam compiles a kernel at first use; torch's needs nothing.
+            "params": {
+                "lr": run.optimizer.lr,
+                "betas": list(run.optimizer.betas),
+                "torch_adam": True,
+            },
+        },
+        "steps_per_print": 2**31,
+    }
+
+
+def uses_bf16(run: RunConfig) -> bool:
+    """Whether the passes compute in bfloat16."""
+    if run.precision == "auto":
+        return get_accelerator().device_name() != "cpu"
+    return run.precision == "bf16"
+
+
+def build_engine(run: RunConfig, model: ModelConfig, world_size: int) -> DeepSpeedEngine:
+    """The network of a run under DeepSpeed; the same initial weights on any number of ranks.
+
+    Raises:
+        ConfigError: see `deepspeed_config`.
+    """
+    config = deepspeed_config(run, world_size)
+    torch.manual_seed(run.seed)
+    with deepspeed.zero.Init(
+        config_dict_or_path=config, enabled=config["zero_optimization"]["stage"] == 3
+    ):
+        network = build(model)
+    network.checkpoint_activations(run.checkpoint_activations)
+    engine, *_ = deepspeed.initialize(
+        model=network, model_parameters=network.parameters(), config=config
+    )
+    return engine
