@@ -19,7 +19,8 @@ def variance_ratio(points: Points, law: PowerLaw, direction: np.ndarray) -> floa
 
     A profile interval's threshold is multiplied by it (Chandler & Bate 2007, vertical scaling).
     The sandwich leaves out each run in turn (CR3, Bell & McCaffrey 2002): with few runs the plain
-    one is too small.
+    one is too small. Kept at 1 or above, so that a quantity whose noise cancels within a run
+    (beta, when runs differ by a constant) gets an interval too wide rather than too narrow.
 
     Args:
         direction: (2k + 1,) gradient of the quantity in (c, θ).

@@ -157,7 +157,7 @@ def _checklist(family: Family, settings: Settings) -> list[tuple[str, str]]:
     n = [run.parameters[settings.size] for run in runs]
     images = [run.final["images"] for run in runs]
     flops = [run.final["flops"] for run in runs]
-    seeds = {size: sum(m == size for m in n) for size in set(n)}
+    seeds = {m: len({run.seed for run, k in zip(runs, n, strict=True) if k == m}) for m in set(n)}
     starts = [
         f"{fitted.label}: {fitted.huber.agreeing} of {fitted.huber.starts}"
         for fitted in family.laws
