@@ -134,6 +134,24 @@ def decode(
     decode_files(inputs, output, model, _device(device, threads), verbose)
 
 
+@app.command()
+def compare(
+    original: Path = typer.Argument(help="A picture."),
+    reconstruction: Path = typer.Argument(help="What became of it."),
+    out: Path = typer.Option(Path("side_by_side.png"), "-o", "--out", help="Picture to write."),
+) -> None:
+    """Measure a reconstruction against its original and put them side by side."""
+    from hpcm_scale.evaluation.compare import compare, save
+
+    result = compare(original, reconstruction)
+    save(result, out)
+    console.print(
+        f"{original.name} and {reconstruction.name}: {result.psnr:.2f} dB -> {out}",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
 def _device(name: str, threads: int | None) -> str:
     """The device by that name, checked, with torch's threads set."""
     import torch

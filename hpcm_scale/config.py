@@ -200,8 +200,10 @@ class ModelChoice(StrictModel):
 class LossConfig(StrictModel):
     """The rate-distortion objective."""
 
+    distortion: Literal["mse"] = "mse"
+    """λ·255²·MSE + bpp, MSE of values in [0, 1]."""
     lmbda: float = Field(0.013, gt=0)
-    """λ of λ·255²·MSE + bpp. The papers train .0018 .0035 .0067 .013 .025 .0483."""
+    """λ of distortion + rate. The papers train .0018 .0035 .0067 .013 .025 .0483."""
 
 
 class OptimizerConfig(StrictModel):

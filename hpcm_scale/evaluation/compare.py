@@ -1,0 +1,63 @@
+"""A picture beside its reconstruction, and how far apart they are."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from hpcm_scale.codec.images import read_picture
+from hpcm_scale.errors import DataError
+from hpcm_scale.files import atomic_path
+
+GAP = 8
+"""Pixels between the two pictures and around the captions."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """How a reconstruction compares to its original."""
+
+    psnr: float
+    """dB, over 8-bit RGB; infinite for equal pictures."""
+    side_by_side: Image.Image
+
+
+def compare(original: Path, reconstruction: Path) -> Comparison:
+    """Measure and show two pictures of one size.
+
+    Raises:
+        DataError: if one cannot be read or their sizes differ.
+    """
+    first, second = (
+        Image.fromarray(read_picture(path).pixels) for path in (original, reconstruction)
+    )
+    first, second = first.convert("RGB"), second.convert("RGB")
+    if first.size != second.size:
+        raise DataError(
+            f"{reconstruction}: is {second.width}x{second.height}, {original} is "
+            f"{first.width}x{first.height}; only pictures of one size can be compared"
+        )
+    error = np.mean((np.asarray(first, np.float64) - np.asarray(second, np.float64)) ** 2)
+    psnr = float(10 * np.log10(255**2 / error)) if error else float("inf")
+    captions = (original.name, f"{reconstruction.name}  {psnr:.2f} dB")
+    return Comparison(psnr, _side_by_side((first, second), captions))
+
+
+def save(comparison: Comparison, target: Path) -> None:
+    """Write the two pictures side by side; the extension chooses the format."""
+    with atomic_path(target) as temporary:
+        comparison.side_by_side.save(temporary)
+
+
+def _side_by_side(pictures: tuple[Image.Image, ...], captions: tuple[str, ...]) -> Image.Image:
+    font = ImageFont.load_default(size=16)
+    band = 16 + 2 * GAP
+    width, height = pictures[0].size
+    sheet = Image.new("RGB", (2 * width + 3 * GAP, height + band + GAP), "white")
+    draw = ImageDraw.Draw(sheet)
+    for i, (picture, caption) in enumerate(zip(pictures, captions, strict=True)):
+        left = GAP + i * (width + GAP)
+        draw.text((left, GAP), caption, fill="black", font=font)
+        sheet.paste(picture, (left, band))
+    return sheet

@@ -1,0 +1,51 @@
+#!/usr/bin/env bash
+# From nine photos to a scaling law and a compressed picture, in minutes on two cores.
+#   bash launch/quickstart.sh
+# Everything it makes is in quickstart/.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+# The environment, made once.
+bash launch/setup_env.sh
+source .venv/bin/activate
+
+# Nine real photos, from the scikit-image and scikit-learn packages.
+rm -rf quickstart
+mkdir -p quickstart/photos
+python - <<'PYTHON'
+import shutil
+from importlib.resources import files
+
+from skimage import data
+from sklearn import datasets
+
+names = ["astronaut.png", "chelsea.png", "coffee.png", "motorcycle_left.png"]
+names += ["motorcycle_right.png", "rocket.jpg", "retina.jpg"]
+photos = [files(data) / name for name in names]
+photos += [files(datasets) / "images" / name for name in ("china.jpg", "flower.jpg")]
+for photo in photos:
+    shutil.copy(photo, "quickstart/photos")
+PYTHON
+
+# 1. Photos into tar shards with a manifest; two photos are kept for validation.
+hpcm-scale pack quickstart/photos quickstart/shards --recipe shards/quickstart.yaml
+
+# 2. Three widths of one family, each under DeepSpeed ZeRO-3 in two processes.
+for width in 0.05 0.075 0.1; do
+    deepspeed --quiet --num_accelerators 2 launch/train.py \
+        --config configs/runs/quickstart.yaml --set name="w$width" --set model.width="$width"
+done
+
+# 3. A law of loss against parameters, as far as three points can tell.
+hpcm-scale fit quickstart/runs -o quickstart/report
+
+# 4. The widest model as one file: weights, configuration and frozen coding tables.
+hpcm-scale export quickstart/runs/w0.1 quickstart/model.safetensors
+
+# 5. A photo that no run has trained on, to a real file and back.
+hpcm-scale encode quickstart/photos/chelsea.png -o quickstart/chelsea.hpcm \
+    --model quickstart/model.safetensors -v
+hpcm-scale decode quickstart/chelsea.hpcm -o quickstart/chelsea.decoded.png \
+    --model quickstart/model.safetensors -v
+hpcm-scale compare quickstart/photos/chelsea.png quickstart/chelsea.decoded.png \
+    -o quickstart/side_by_side.png
