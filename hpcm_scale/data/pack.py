@@ -156,7 +156,9 @@ def _find_sources(source: str, out: Path) -> tuple[list[Source], int]:
             ignored += 1
             continue
         if stat.S_ISREG(status.st_mode) and image_suffix(path.name):
-            found.append(Source(path, path.relative_to(root).as_posix(), status.st_size))
+            # A name that is not UTF-8 is still read by its path; its report is made printable.
+            name = os.fsencode(path.relative_to(root)).decode(errors="replace")
+            found.append(Source(path, name, status.st_size))
         elif not stat.S_ISDIR(status.st_mode):
             ignored += 1
     if not found:
@@ -175,7 +177,7 @@ def _identity(recipe: Recipe, sources: list[Source]) -> str:
     content = recipe.model_dump_json(exclude={"source"})
     digest = hashlib.sha256(content.encode())
     for source in sources:
-        digest.update(f"{source.name}\0{source.size}\n".encode(errors="surrogateescape"))
+        digest.update(f"{source.name}\0{source.size}\n".encode())
     return digest.hexdigest()
 
 

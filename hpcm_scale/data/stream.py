@@ -134,6 +134,9 @@ class TrainStream:
                 batch_size=None,
                 num_workers=self.data.workers,
                 prefetch_factor=2 if self.data.workers else None,
+                # Its own: from the global one it would draw a seed, and a resumed run would draw
+                # once more than one that never stopped.
+                generator=torch.Generator(),
             )
         )
         while True:

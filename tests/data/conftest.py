@@ -1,5 +1,7 @@
 """Small photos and datasets, made here: no test reads anything outside its temporary folder."""
 
+import struct
+import zlib
 from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
@@ -25,6 +27,26 @@ def encoded(image: Image.Image, file_format: str, **options: object) -> bytes:
     buffer = BytesIO()
     image.save(buffer, file_format, **options)
     return buffer.getvalue()
+
+
+def make_bomb(width: int, height: int) -> bytes:
+    """A PNG of a few bytes that claims to be enormous."""
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return (
+            struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+        )
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(b"\0" * 1000)) + chunk(b"IEND", b"")
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def bomb() -> Callable[[int, int], bytes]:
+    return make_bomb
 
 
 @pytest.fixture(scope="session")

@@ -97,6 +97,14 @@ def test_a_member_that_would_be_unpacked_elsewhere_is_refused(
     assert not (tmp_path / "manifest.json").exists()
 
 
+def test_a_pixel_bomb_in_a_tar_is_not_listed(tmp_path, make_picture, encode, bomb):
+    members = {"fine.png": encode(make_picture(0), "PNG"), "bomb.png": bomb(60_000, 60_000)}
+    write_tar(tmp_path / "a.tar", members)
+    manifest = index(tmp_path, min_side=24, jobs=1)
+    assert manifest.shards[0].names == ["fine.png"]
+    assert manifest.report["skipped"] == {"oversized": 1}
+
+
 def test_links_in_a_tar_are_no_images(tmp_path, make_picture, encode):
     path = tmp_path / "a.tar"
     with tarfile.open(path, "w") as tar:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -74,7 +75,7 @@ def test_the_manifest_seeks_to_every_image(dataset: Path):
 
 
 @pytest.fixture
-def odd_folder(tmp_path, make_picture, encode) -> Path:
+def odd_folder(tmp_path, make_picture, encode, bomb) -> Path:
     """One file of every kind a folder of photos has in it."""
     folder = tmp_path / "odd"
     (folder / "sub").mkdir(parents=True)
@@ -94,6 +95,7 @@ def odd_folder(tmp_path, make_picture, encode) -> Path:
         "text.jpg": b"these are not pixels",
         "empty.png": b"",
         "big.png": encode(Image.new("RGB", (700, 700)), "PNG"),
+        "bomb.png": bomb(60_000, 60_000),
         "notes.txt": b"hello",
     }
     glass = make_picture(9).convert("RGBA")
@@ -113,11 +115,11 @@ def test_every_odd_file_is_handled_and_counted(tmp_path, odd_folder, make_pictur
     recipe = Recipe(**SMALL, max_pixels=400_000)
     manifest = pack(odd_folder, tmp_path / "out", recipe, jobs=2)
     assert manifest.report == {
-        "found": 17,
+        "found": 18,
         "packed": 7,
         "not_images": 2,
         "skipped": {
-            "corrupt": 3, "duplicate": 2, "oversized": 1, "tiny": 1, "transparent": 1,
+            "corrupt": 3, "duplicate": 2, "oversized": 2, "tiny": 1, "transparent": 1,
             "unsupported": 2,
         },
     }  # fmt: skip
@@ -126,8 +128,8 @@ def test_every_odd_file_is_handled_and_counted(tmp_path, odd_folder, make_pictur
     assert kinds == {
         "copy.png": "duplicate", "sub/same pixels.webp": "duplicate", "tiny.png": "tiny",
         "truncated.png": "corrupt", "text.jpg": "corrupt", "empty.png": "corrupt",
-        "big.png": "oversized", "glass.png": "transparent", "deep.png": "unsupported",
-        "moving.webp": "unsupported",
+        "big.png": "oversized", "bomb.png": "oversized", "glass.png": "transparent",
+        "deep.png": "unsupported", "moving.webp": "unsupported",
     }  # fmt: skip
     pixels = packed_pixels(tmp_path / "out", "train")
     by_hash = {pixel_hash(Image.fromarray(image.transpose(1, 2, 0))) for image in pixels}
@@ -394,6 +396,19 @@ def test_a_recipe_with_a_wrong_value_names_it(tmp_path):
     (tmp_path / "r.yaml").write_text("val: {fraction: 2}\nsides: 3\n")
     with pytest.raises(ConfigError, match=r"r\.yaml: val\.fraction: 2.*sides: unknown key"):
         read_recipe(tmp_path / "r.yaml")
+
+
+def test_any_file_name_becomes_a_key_that_is_safe_and_unique(tmp_path, make_picture, encode):
+    photos = tmp_path / "photos"
+    names = ["ü é.v2.png", "..png", "a/same.png", "b/same.png", "-rf *.png", "x" * 200 + ".png"]
+    for number, name in enumerate(names):
+        (photos / name).parent.mkdir(parents=True, exist_ok=True)
+        (photos / name).write_bytes(encode(make_picture(number), "PNG"))
+    (photos / os.fsdecode(b"latin \xe9.png")).write_bytes(encode(make_picture(9), "PNG"))
+    (shard,) = pack(photos, tmp_path / "out", Recipe(**SMALL), jobs=1).shards
+    assert len(set(shard.names)) == 7
+    assert all(re.fullmatch(r"[A-Za-z0-9_-]{17,77}\.png", name) for name in shard.names)
+    assert len(packed_pixels(tmp_path / "out", "train")) == 7
 
 
 def test_metadata_of_a_re_encoded_photo_stays_behind(tmp_path, make_picture):

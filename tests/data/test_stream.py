@@ -4,6 +4,7 @@ import hashlib
 import json
 import multiprocessing
 import os
+import random
 import shutil
 import signal
 import subprocess
@@ -14,6 +15,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -123,6 +125,15 @@ def test_the_state_is_what_was_delivered_not_what_workers_prefetched(dataset, un
     assert (state["step"], state["samples"]) == (2, 2 * BATCH)
     assert_equal_batches(global_batches(dataset, 1, 2, 7, state)[0], uninterrupted[2:])
     assert next(batches)["step"] == 2
+
+
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.distributed)])
+def test_the_trainers_random_numbers_are_left_alone(dataset, workers: int):
+    """A resumed run opens the stream once more than one that never stopped."""
+    before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()
+    list(islice(TrainStream(config(dataset, workers), seed=7, global_batch=BATCH), 2))
+    assert torch.equal(before[0], torch.get_rng_state())
+    assert before[1:] == (random.getstate(), np.random.get_state()[1].tolist())
 
 
 def test_a_resumed_run_may_change_its_batch_and_goes_on_with_the_next_sample(
