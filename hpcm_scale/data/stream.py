@@ -23,6 +23,8 @@ log = logging.getLogger(__name__)
 
 # Samples the rate of bad ones is taken over at least, so that one early bad sample ends no run.
 RATE_WINDOW = 1000
+# Open shards of a reader at most: the usual limit of a process is 1024 files.
+OPEN_LIMIT = 512
 
 
 @dataclass
@@ -193,8 +195,8 @@ class _Pieces(IterableDataset):
         # Worker j of rank k: its positions ≡ k + W·j (mod W·workers) are ≡ k (mod W), the rank's.
         index, count = self.rank + self.world_size * worker, self.world_size * workers
         streams = self.data.streams // count
-        # Two a stream: shuffling makes a stream alternate between shards at their border.
-        reader = ShardReader(self.data.train, self.split, 2 * streams, self.cache)
+        at_once = min(_shards_at_once(self.data, self.split, streams), OPEN_LIMIT)
+        reader = ShardReader(self.data.train, self.split, at_once, self.cache)
         start = self.start
         while True:
             stop = start + self.global_batch
@@ -238,6 +240,12 @@ class _Pieces(IterableDataset):
         raise DataError(f"{self.data.train}/{shard.path}: no sample of this shard can be decoded")
 
 
+def _shards_at_once(data: DataConfig, split: Split, streams: int) -> int:
+    """How many shards `streams` streams read from at a time: those a shuffled block lies in."""
+    block = 2 + data.shuffle_buffer * len(split.shards) // split.samples
+    return min(streams * block, len(split.shards))
+
+
 def _cache_for(data: DataConfig, root: str, split: Split, streams: int) -> Cache | None:
     """The cache a rank that reads `streams` streams uses for `root`: none for a local folder.
 
@@ -248,7 +256,7 @@ def _cache_for(data: DataConfig, root: str, split: Split, streams: int) -> Cache
         return None
     bound = int(data.cache_gb * 1e9)
     largest = max(shard.bytes for shard in split.shards)
-    at_once = min(streams, len(split.shards))
+    at_once = _shards_at_once(data, split, streams)
     if largest * at_once > bound:
         raise DataError(
             f"data.cache_gb: {data.cache_gb} cannot hold the {at_once} shards that a rank reads "

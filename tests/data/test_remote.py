@@ -249,6 +249,23 @@ def test_processes_that_want_one_shard_at_once_fetch_it_once(dataset, server, tm
         assert server.sent[shard.path] == shard.bytes
 
 
+def test_a_shard_is_opened_once_an_epoch_though_blocks_span_many(dataset, tmp_path, monkeypatch):
+    """Opening a cached shard reads it whole, to verify it."""
+    opened = Counter()
+    original = Cache.open
+    monkeypatch.setattr(
+        Cache, "open", lambda self, u, s: opened.update([s.path]) or original(self, u, s)
+    )
+    data = DataConfig(
+        train=f"file://{dataset}", crop=24, streams=2, workers=0, cache=str(tmp_path),
+        shuffle_buffer=20,
+    )  # fmt: skip
+    stream = TrainStream(data, seed=7, global_batch=4)
+    assert len(stream.split.shards) > 6
+    list(islice(stream, stream.split.samples // 4))
+    assert set(opened.values()) == {1}
+
+
 def test_a_reader_keeps_few_shards_open(dataset):
     split = read_manifest(str(dataset)).split("train", "")
     reader = ShardReader(str(dataset), split, 2, cache=None)
