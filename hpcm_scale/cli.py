@@ -50,7 +50,8 @@ def fit(
     from hpcm_scale.errors import RunError
     from hpcm_scale.scaling import report, summary
     from hpcm_scale.scaling.records import SIZE_PARTS, read_runs
-    from hpcm_scale.scaling.study import Settings, study
+    from hpcm_scale.scaling.results import Settings
+    from hpcm_scale.scaling.study import study
 
     if size not in SIZE_PARTS:
         raise RunError(f"--size: {size!r} is not one of {', '.join(SIZE_PARTS)}")
@@ -107,12 +108,13 @@ def encode(
     verify: bool = typer.Option(False, "--verify", help="Decode the result before writing it."),
     device: str = typer.Option("cpu", help="Where the network runs: cpu, cuda, cuda:1, ..."),
     threads: int | None = typer.Option(None, min=1, help="CPU threads; all cores by default."),
+    memory: float = typer.Option(2.0, min=0.05, help="GiB the network may work in."),
     verbose: bool = typer.Option(False, "-v", "--verbose", help="Where time and bits went."),
 ) -> None:
     """Compress pictures to .hpcm files."""
     from hpcm_scale.codec.commands import encode_files
 
-    encode_files(inputs, output, model, _device(device, threads), verify, verbose)
+    encode_files(inputs, output, model, _device(device, threads), _bytes(memory), verify, verbose)
 
 
 @app.command()
@@ -126,12 +128,13 @@ def decode(
     ),
     device: str = typer.Option("cpu", help="Where the network runs: cpu, cuda, cuda:1, ..."),
     threads: int | None = typer.Option(None, min=1, help="CPU threads; all cores by default."),
+    memory: float = typer.Option(2.0, min=0.05, help="GiB the network may work in."),
     verbose: bool = typer.Option(False, "-v", "--verbose", help="Where time went."),
 ) -> None:
     """Decompress .hpcm files to pictures."""
     from hpcm_scale.codec.commands import decode_files
 
-    decode_files(inputs, output, model, _device(device, threads), verbose)
+    decode_files(inputs, output, model, _device(device, threads), _bytes(memory), verbose)
 
 
 @app.command()
@@ -150,6 +153,10 @@ def compare(
         highlight=False,
         soft_wrap=True,
     )
+
+
+def _bytes(gib: float) -> int:
+    return int(gib * 2**30)
 
 
 def _device(name: str, threads: int | None) -> str:

@@ -36,14 +36,15 @@ from hpcm_scale.codec.tiles import (
     canvas,
     coding_tiles,
     inside_mask,
+    largest_tile,
 )
 from hpcm_scale.codec.transforms import analyse, dense, synthesise
 from hpcm_scale.errors import BitstreamError, CheckpointError, DataError
 from hpcm_scale.models.density import bits
 from hpcm_scale.weights.modelfile import LoadedModel, load_model
 
-LARGEST_TILE = 2048
-"""Side of the square above whose area a picture is coded in several tiles."""
+MEMORY = 2 << 30
+"""Bytes the network may work in, beside its parameters, unless told."""
 _SLACK_BITS = 64
 """What an entropy coder's state may hold beyond the information in its payload."""
 
@@ -62,12 +63,17 @@ class Codec:
     Args:
         model: from `load_model`.
         path: the entropy path; the network's own floating point unless told.
+        memory: bytes the network may work in. Beside it there are the parameters and 8 bytes a
+            pixel or so, for the picture and its latents. Pictures that do not fit are cut into
+            tiles; decoding needs what encoding was given.
 
     Raises:
         CheckpointError: if the model's architecture has no coding steps.
     """
 
-    def __init__(self, model: LoadedModel, path: EntropyPath | None = None) -> None:
+    def __init__(
+        self, model: LoadedModel, path: EntropyPath | None = None, memory: int = MEMORY
+    ) -> None:
         if not hasattr(model.network, "code_steps"):
             raise CheckpointError(
                 f"{model.info.path}: architecture {model.info.config.architecture!r} can be "
@@ -80,15 +86,21 @@ class Codec:
         self._y_models = SymbolModels(model.tables.y)
         self._z_models = SymbolModels(model.tables.z)
         self._device = model.network.z_prior.mean.device
+        self._memory = memory
+        self._largest_tile = largest_tile(
+            self.info.config, model.network.image_multiple, self._memory
+        )
 
     @classmethod
-    def load(cls, path: Path | str, device: torch.device | str = "cpu") -> Self:
+    def load(
+        cls, path: Path | str, device: torch.device | str = "cpu", memory: int = MEMORY
+    ) -> Self:
         """A codec from a model file.
 
         Raises:
             CheckpointError: if it is missing, damaged or not a model that can code.
         """
-        return cls(load_model(path, device))
+        return cls(load_model(path, device), memory=memory)
 
     @property
     def identity(self) -> bytes:
@@ -153,7 +165,9 @@ class Codec:
             if parsed.alpha is not None:
                 alpha = unpack_alpha(parsed.alpha, header.width, header.height)
             y_hat = self._decode_latents(parsed, timing)
-            pixels = synthesise(self._network, y_hat, header.height, header.width, header.grey)
+            pixels = synthesise(
+                self._network, y_hat, (header.height, header.width), header.grey, self._memory
+            )
         return Decoded(Picture(pixels, alpha, icc), timing)
 
     def _compress(self, pictures: list[Picture], estimate: bool) -> list[Encoded]:
@@ -162,10 +176,10 @@ class Codec:
         height, width = pictures[0].height, pictures[0].width
         check_size(width, height, "image")
         multiple = self._network.image_multiple
-        tile = balanced_tile(height, width, multiple, LARGEST_TILE)
+        tile = balanced_tile(height, width, multiple, self._largest_tile)
         tiles = coding_tiles(height, width, multiple, tile)
         with shared.network_part(), torch.inference_mode():
-            y = analyse(self._network, [picture.pixels for picture in pictures])
+            y = analyse(self._network, [p.pixels for p in pictures], self._memory)
             z_symbols = [
                 self._path.hyper_symbols(self._network.h_a(dense(t.place.of(y)))) for t in tiles
             ]
@@ -350,6 +364,13 @@ class Codec:
                     f"claims {header.width}×{header.height} pixels, more than a payload of "
                     f"{len(payload)} bytes can hold"
                 )
+        area = tiles[0].place.height * tiles[0].place.width * LATENT**2
+        if area > self._largest_tile**2:
+            needed = self._memory * area / self._largest_tile**2
+            raise BitstreamError(
+                f"has tiles of {area} pixels, which take about {needed / 2**30:.2g} GiB to decode; "
+                f"{self._memory / 2**30:.2g} are allowed (--memory)"
+            )
 
     def _z_table(self, tile: Tile) -> np.ndarray:
         rows, columns = tile.hyper_inside

@@ -29,16 +29,26 @@ def encode_files(
     output: str | None,
     model: str | None,
     device: str,
+    memory: int,
     verify: bool,
     verbose: bool,
 ) -> None:
     """Compress pictures, each to a `.hpcm` file.
 
+    Args:
+        inputs: files, or - for standard input.
+        output: file, folder or -; None for a file beside each input.
+        model: as `find_model` takes it.
+        device: where the network runs.
+        memory: bytes it may work in.
+        verify: decode each result before writing it.
+        verbose: also say where time and bits went.
+
     Raises:
         HpcmError: for the first thing that goes wrong; with several inputs, after trying them all.
     """
     targets = _targets(inputs, output, SUFFIX)
-    codec = Codec.load(find_model(model), device)
+    codec = Codec.load(find_model(model), device, memory)
 
     def encode(source: str, target: str, report: Callable[[str], None]) -> None:
         picture = read_picture(_contents(source) if source == PIPE else source, source)
@@ -76,9 +86,12 @@ def decode_files(
     output: str | None,
     model: str | None,
     device: str,
+    memory: int,
     verbose: bool,
 ) -> None:
     """Decompress `.hpcm` files, each to a picture in the format of its name's extension.
+
+    Args: as for `encode_files`.
 
     Raises:
         HpcmError: for the first thing that goes wrong; with several inputs, after trying them all.
@@ -95,7 +108,7 @@ def decode_files(
         path = find_model(model, header.identity)
         if path not in codecs:
             codecs.clear()  # one model in memory at a time
-            codecs[path] = Codec.load(path, device)
+            codecs[path] = Codec.load(path, device, memory)
         codec = codecs[path]
         start = perf_counter()
         with _named(source):

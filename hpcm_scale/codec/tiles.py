@@ -5,6 +5,7 @@ stream. Transform tiles are not: g_a and g_s run on pieces that overlap by what 
 so the result is that of the whole picture and no seam can appear.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -17,6 +18,8 @@ LATENT = 16
 """Pixels along the side of a latent."""
 HYPER = 4
 """Latents along the side of a hyper-latent."""
+LARGEST_TILE = 2048
+"""Side of the largest coding tile, in pixels: more memory would save next to no bits."""
 
 
 @dataclass(frozen=True)
@@ -85,16 +88,39 @@ def coding_tiles(
 
 
 def balanced_tile(height: int, width: int, multiple: int, largest: int) -> tuple[int, int] | None:
-    """Width and height of equal tiles of sides up to about `largest`; None if one tile will do."""
-    if height * width <= largest * largest:
+    """Width and height of about equal tiles of at most `largest`² pixels; None if one will do.
+
+    Args:
+        largest: a multiple of `multiple`.
+    """
+    if math.prod(canvas(height, width, multiple)) <= largest * largest:
         return None
-    largest = max(multiple, largest // multiple * multiple)
 
     def side(length: int) -> int:
         count = -(-length // largest)
         return -(-length // (count * multiple)) * multiple
 
     return (side(width), side(height))
+
+
+def largest_tile(config: ModelConfig, multiple: int, memory: int) -> int:
+    """Largest side of a coding tile, in pixels, whose walk keeps within `memory` bytes."""
+    # Measured on Base: a walk holds about 45 tensors of the latents' size at once, in float32.
+    per_pixel = 4 * 48 * config.latent_channels / LATENT**2
+    side = min(LARGEST_TILE, math.isqrt(int(memory / per_pixel)))
+    return max(multiple, side // multiple * multiple)
+
+
+def piece_side(config: ModelConfig, reach: int, memory: int) -> int:
+    """Side of the pieces, in pixels, on which g_a and g_s keep within `memory` bytes."""
+    # A block holds its input, what it mixes, its hidden channels and its output, at most at
+    # once; half as much again for what the allocator and the convolutions keep.
+    widths = (*config.widths, config.latent_channels)
+    per_pixel = 1.5 * max(
+        4 * (config.expansion + 3) * width / 4 ** (level + 1) for level, width in enumerate(widths)
+    )
+    side = math.isqrt(int(memory / per_pixel)) - 2 * reach
+    return max(4 * LATENT, side // LATENT * LATENT)
 
 
 def analysis_reach(config: ModelConfig) -> int:

@@ -10,20 +10,18 @@ from hpcm_scale.codec.tiles import (
     analysis_reach,
     canvas,
     in_pieces,
+    piece_side,
     synthesis_reach,
 )
 from hpcm_scale.models.hpcm import HPCM
 
-PIECE = 1024
-"""Side of the pieces that g_a and g_s run on, in pixels."""
 
-
-def analyse(network: HPCM, pictures: list[np.ndarray], piece: int = PIECE) -> Tensor:
+def analyse(network: HPCM, pictures: list[np.ndarray], memory: int) -> Tensor:
     """g_a of pictures of one size, each padded to its canvas.
 
     Args:
         pictures: uint8, (H, W, 3) or (H, W).
-        piece: side of the pieces, in pixels, a multiple of 16.
+        memory: bytes to work in, about.
 
     Returns:
         (B, M, h, w) in channels_last memory, h and w those of the canvas over 16.
@@ -43,23 +41,26 @@ def analyse(network: HPCM, pictures: list[np.ndarray], piece: int = PIECE) -> Te
         latents = network.g_a(dense(x.permute(0, 3, 1, 2) / 255))
         keep.of(y).copy_(_within(read, keep).of(latents))
 
-    reach = analysis_reach(network.config) // LATENT
-    in_pieces(*shape[-2:], piece // LATENT, reach, run)
+    reach = analysis_reach(network.config)
+    side = piece_side(network.config, reach, memory // len(pictures))
+    in_pieces(*shape[-2:], side // LATENT, reach // LATENT, run)
     return y
 
 
 def synthesise(
-    network: HPCM, y_hat: Tensor, height: int, width: int, grey: bool, piece: int = PIECE
+    network: HPCM, y_hat: Tensor, size: tuple[int, int], grey: bool, memory: int
 ) -> np.ndarray:
     """g_s as 8-bit pixels.
 
     Args:
-        y_hat: (1, M, h, w), covering at least `height` × `width` pixels.
-        piece: side of the pieces, in pixels, a multiple of 16.
+        y_hat: (1, M, h, w), covering at least the picture.
+        size: height and width of the picture.
+        memory: bytes to work in, about.
 
     Returns:
         uint8 (height, width, 3), or (height, width) if `grey`: the mean of the channels.
     """
+    height, width = size
     pixels = np.empty((height, width) if grey else (height, width, 3), np.uint8)
     y_hat = y_hat[..., : -(-height // LATENT), : -(-width // LATENT)]
 
@@ -74,8 +75,9 @@ def synthesise(
         x = x[: place.shape[0], : place.shape[1]]
         place[:] = x[..., 0] if grey else x
 
-    reach = synthesis_reach(network.config) // LATENT
-    in_pieces(*y_hat.shape[-2:], piece // LATENT, reach, run)
+    reach = synthesis_reach(network.config)
+    side = piece_side(network.config, reach, memory)
+    in_pieces(*y_hat.shape[-2:], side // LATENT, reach // LATENT, run)
     return pixels
 
 

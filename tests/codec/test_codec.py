@@ -158,6 +158,14 @@ def test_tiles_that_do_not_suit_the_network_are_refused(codec: Codec, make_photo
         codec.decode(_forged(codec, data, tile=(64, 256)))
 
 
+def test_a_picture_in_larger_tiles_than_memory_allows_is_refused_with_the_remedy(
+    codec: Codec, models: Path, make_photo: Photo
+) -> None:
+    data = codec.encode(make_photo(300, 600))
+    with pytest.raises(BitstreamError, match=r"GiB to decode.*--memory"):
+        Codec.load(models / "tiny.safetensors", memory=1 << 20).decode(data)
+
+
 def test_a_portable_file_is_refused(codec: Codec, make_photo: Photo) -> None:
     with pytest.raises(BitstreamError, match="portable mode"):
         codec.decode(_forged(codec, codec.encode(make_photo(16, 16)), portable=True))
@@ -165,14 +173,14 @@ def test_a_portable_file_is_refused(codec: Codec, make_photo: Photo) -> None:
 
 @pytest.mark.parametrize("size", [(600, 900), (257, 1030)])
 def test_coding_in_tiles_changes_no_size_and_little_of_the_picture(
-    codec: Codec, make_photo: Photo, monkeypatch: pytest.MonkeyPatch, size: tuple[int, int]
+    codec: Codec, models: Path, make_photo: Photo, size: tuple[int, int]
 ) -> None:
     pixels = make_photo(*size)
     whole = np.asarray(codec.decode(codec.encode(pixels)))
-    monkeypatch.setattr(codec_module, "LARGEST_TILE", 300)
-    data = codec.encode(pixels)
+    small = Codec.load(models / "tiny.safetensors", memory=1 << 20)
+    data = small.encode(pixels)
     assert container.read(data).header.tiles > 3
-    tiled = np.asarray(codec.decode(data))
+    tiled = np.asarray(small.decode(data))
     assert tiled.shape == whole.shape
     # The latents are the same, but rounded about other means.
     assert np.abs(tiled.astype(int) - whole).mean() < 2
@@ -188,12 +196,11 @@ def test_transforms_in_pieces_give_what_they_give_whole(
         network = load_model(path).network
         pixels = make_photo(512, 768)
         with torch.inference_mode():
-            whole, pieces = analyse(network, [pixels]), analyse(network, [pixels], piece=128)
+            whole, pieces = (analyse(network, [pixels], memory) for memory in (1 << 30, 1 << 20))
             assert (whole - pieces).abs().max() < 1e-4 * whole.abs().max()
-            size = (*pixels.shape[:2], False)
             x, x_pieces = (
-                synthesise(network, whole.round(), *size, piece=piece).astype(int)
-                for piece in (1024, 112)
+                synthesise(network, whole.round(), (512, 768), False, memory).astype(int)
+                for memory in (1 << 30, 1 << 20)
             )
         # Sums in another order may round a pixel to its neighbouring level.
         assert np.abs(x - x_pieces).max() <= 1
@@ -207,7 +214,7 @@ def test_the_reach_is_what_the_transforms_see(models: Path, make_photo: Photo) -
     changed = pixels.copy()
     changed[256, 256] ^= 255
     with torch.inference_mode():
-        y, y_changed = (analyse(network, [p]) for p in (pixels, changed))
+        y, y_changed = (analyse(network, [p], 1 << 30) for p in (pixels, changed))
         rows = (y != y_changed).any(dim=1)[0].nonzero()
         assert len(rows) > 1
         assert (16 * (rows - 16).abs()).max() <= analysis_reach(network.config)
