@@ -78,7 +78,7 @@ def pack(
     if source is None:
         raise ConfigError("source: neither the command nor the recipe says what to pack")
     out = Path(out)
-    sources, ignored = _find_sources(str(source), out)
+    sources, ignored = _find_sources(os.path.expanduser(source), out)
     _require_names(recipe, sources)
     identity = _identity(recipe, sources)
     if (out / NAME).exists():

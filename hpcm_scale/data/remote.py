@@ -19,7 +19,7 @@ from hpcm_scale.files import atomic_path
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
-ATTEMPTS = 5
+ATTEMPTS = 8  # with the pauses between them, a minute
 BACK_OFF = 0.5  # seconds before the second attempt; doubled before each one after it
 CHUNK = 1 << 24
 STALE = 3600  # seconds without a byte after which a download's process is taken for dead

@@ -283,6 +283,13 @@ def test_the_commands_say_what_they_did_and_exit_2_on_bad_input(
     assert code == 2
     assert "train/000000.tar: has 2000 bytes" in said
     assert error.count("\n") == 1
+    code, _, error = run("pack", tmp_path / "nowhere")
+    assert (code, error.count("\n")) == (2, 1)
+    assert "neither the command nor the recipe says what to pack" in error
+    (tmp_path / "s.yaml").write_text(f"min_side: 24\nsource: {photos}/*1.png\n")
+    code, said, _ = run("pack", tmp_path / "by recipe", "--recipe", tmp_path / "s.yaml")
+    assert code == 0
+    assert "photo001-" in (tmp_path / "by recipe/manifest.json").read_text()
     code, _, error = run("pack", photos, tmp_path / "strict", "--strict")
     assert code == 2
     assert error == "hpcm-scale: broken.png: cannot identify image file (--strict)\n"

@@ -135,7 +135,7 @@ def test_dropped_connections_are_tried_again(dataset, server, tmp_path, caplog):
     server.lies.update({shards[2].path: 1})
     found = batches(config(server.url, tmp_path / "cache"))
     assert_same(found, batches(config(str(dataset), tmp_path)))
-    assert "attempt 4 of 5 failed" in caplog.text
+    assert "attempt 4 of 8 failed" in caplog.text
     assert "SHA-256" in caplog.text
     assert sum(server.drops.values()) + sum(server.lies.values()) == 0
 
@@ -144,7 +144,7 @@ def test_dropped_connections_are_tried_again(dataset, server, tmp_path, caplog):
 def test_a_server_that_keeps_failing_is_a_clear_error(dataset, server, tmp_path, workers: int):
     shard = read_manifest(str(dataset)).split("train", "").shards[0]
     server.drops[shard.path] = 1000
-    with pytest.raises(DataError, match=rf"^http://\S+{shard.path}: could not be read in 5 att"):
+    with pytest.raises(DataError, match=rf"^http://\S+{shard.path}: could not be read in 8 att"):
         batches(config(server.url, tmp_path / "cache", workers))
     assert not list((tmp_path / "cache").glob(f"*{shard.sha256}*.tar"))
 
@@ -152,7 +152,7 @@ def test_a_server_that_keeps_failing_is_a_clear_error(dataset, server, tmp_path,
 def test_a_shard_that_is_not_the_manifests_is_a_clear_error(dataset, server, tmp_path):
     shard = read_manifest(str(dataset)).split("train", "").shards[0]
     server.lies[shard.path] = 1000
-    with pytest.raises(DataError, match=r"5 attempts; the last one: its SHA-256 is not the man"):
+    with pytest.raises(DataError, match=r"8 attempts; the last one: its SHA-256 is not the man"):
         batches(config(server.url, tmp_path / "cache"))
     assert not list((tmp_path / "cache").glob("*.tar*"))
 
