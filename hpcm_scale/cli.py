@@ -65,8 +65,10 @@ def fit(
 
 @app.command()
 def pack(
-    source: str = typer.Argument(help="A folder of images, or a quoted glob."),
-    out: Path = typer.Argument(help="Folder for the shards and manifest.json."),
+    paths: list[str] = typer.Argument(
+        metavar="[SOURCE] OUT",
+        help="A folder of images or a quoted glob (or the recipe's), and the dataset's folder.",
+    ),
     recipe: Path | None = typer.Option(None, help="A recipe: shards/*.yaml."),
     part: str = typer.Option("1/1", help="Pack lots i, i+n, ... only, as i/n: one host of n."),
     strict: bool = typer.Option(False, "--strict", help="Stop at the first corrupt image."),
@@ -80,9 +82,13 @@ def pack(
     from hpcm_scale.data import inspect
     from hpcm_scale.data.pack import pack, parse_part
     from hpcm_scale.data.recipe import read_recipe
+    from hpcm_scale.errors import ConfigError
 
+    if len(paths) > 2:
+        raise ConfigError(f"pack takes [SOURCE] OUT, not {len(paths)} paths; quote a glob")
+    *source, out = paths
     manifest = pack(
-        source,
+        source[0] if source else None,
         out,
         read_recipe(recipe) if recipe else None,
         part=parse_part(part),
