@@ -8,7 +8,7 @@ from pathlib import Path
 from hpcm_scale import __version__
 from hpcm_scale.scaling import wording
 from hpcm_scale.scaling.records import Run
-from hpcm_scale.scaling.study import Family, Settings, Study
+from hpcm_scale.scaling.results import Family, Settings, Study
 
 CAPTIONS = {
     "loss-against-size": "Loss against size at equal images: each run's last validation.",
@@ -52,6 +52,8 @@ def render(study: Study, pictures: Sequence[Sequence[tuple[str, Path]]]) -> str:
         body.append(_list("Records", study.notes, "cautions"))
     for family, shown in zip(study.families, pictures, strict=True):
         body += _family(family, shown, study.settings)
+    if across := wording.across_lambdas(study.curves):
+        body.append(_list("Across λ", across, "across"))
     body.append("<h2>How to read this</h2>")
     body += [_paragraph(text) for text in _method(study.settings)]
     style = f"<style>{CSS}</style>"

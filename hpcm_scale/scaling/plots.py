@@ -13,7 +13,7 @@ from matplotlib.ticker import LogFormatterSciNotation, NullFormatter
 
 from hpcm_scale.files import atomic_path
 from hpcm_scale.scaling.designs import sizes_of
-from hpcm_scale.scaling.study import Family, FittedLaw, Prediction, Settings
+from hpcm_scale.scaling.results import Family, FittedLaw, Prediction, Settings
 
 STYLE = {
     "font.size": 10,

@@ -7,7 +7,7 @@ from typing import Any
 from hpcm_scale import __version__
 from hpcm_scale.files import atomic_write
 from hpcm_scale.scaling import page, plots
-from hpcm_scale.scaling.study import Family, FittedLaw, Prediction, Study
+from hpcm_scale.scaling.results import Family, FittedLaw, Prediction, Study
 
 
 def law_json(study: Study) -> dict[str, Any]:
@@ -16,6 +16,9 @@ def law_json(study: Study) -> dict[str, Any]:
         "hpcm_scale": __version__,
         "settings": vars(study.settings),
         "families": [_family(f) for f in study.families],
+        "across_lambdas": [
+            vars(c) | {"interval": c.interval and vars(c.interval)} for c in study.curves
+        ],
         "notes": study.notes,
     }
 

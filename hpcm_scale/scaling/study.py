@@ -1,104 +1,26 @@
 """From run records to a study: every law the runs can carry, and what is asked of each."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Literal
 
 import numpy as np
 
-from hpcm_scale.scaling.bootstrap import Bootstrap, bootstrap
+from hpcm_scale.scaling.across_lambdas import predicted_curves
+from hpcm_scale.scaling.bootstrap import bootstrap
 from hpcm_scale.scaling.designs import Design, equal_images, frontier, size_and_images
-from hpcm_scale.scaling.huber import HuberFit, fit_huber
-from hpcm_scale.scaling.isoflop import Cost, IsoFlop, Optimum, cost_of, isoflop, optimum
-from hpcm_scale.scaling.laws import Fit, cautions, fit_law
-from hpcm_scale.scaling.power import Interval, LawRefused
-from hpcm_scale.scaling.records import Records, Run, SizePart, families
-
-Metric = Literal["loss", "bpp", "mse"]
-METRICS: tuple[Metric, ...] = ("loss", "bpp", "mse")
-FEW_RUNS = 15
-"""Below this many runs the bootstrap is too narrow to quote (see bootstrap.py)."""
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What a study asks of its runs."""
-
-    size: SizePart = "total"
-    """Which parameters N counts."""
-    target_size: float = 1e10
-    """N to extrapolate to."""
-    budget: float | None = None
-    """Training FLOPs to spend best; None: 1, 10 and 100 times those of the largest run."""
-    confidence: float = 0.95
-    """Level of every interval."""
-    seed_noise: float = 0.01
-    """Relative standard deviation of a loss between seeds, assumed where the runs cannot tell."""
-    draws: int = 1000
-    """Bootstrap resamples of the runs."""
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """A loss somewhere no fitted point is."""
-
-    size: float
-    value: float
-    interval: Interval
-    measured: float | None = None
-    """The mean loss found there, when there was a run."""
-
-
-@dataclass
-class FittedLaw:
-    """One law of one metric: fitted, or refused with the reason."""
-
-    name: str
-    """L(N), L(C) or L(N, D), L standing for the metric."""
-    metric: Metric
-    design: Design | None
-    y: np.ndarray | None
-    """(n,) the metric at the design's points."""
-    fit: Fit | None = None
-    huber: HuberFit | None = None
-    bootstrap: Bootstrap | None = None
-    refusal: str | None = None
-    cautions: list[str] = field(default_factory=list)
-    held_out: Prediction | None = None
-    extrapolation: Prediction | None = None
-
-    @property
-    def label(self) -> str:
-        return self.name.replace("L", self.metric, 1)
-
-
-@dataclass
-class Family:
-    """Runs whose losses can be compared, and their laws."""
-
-    label: str
-    runs: list[Run]
-    size_laws: dict[Metric, FittedLaw]
-    frontier: FittedLaw
-    surface: FittedLaw
-    isoflop: IsoFlop | None
-    isoflop_refusal: str | None
-    cost: Cost | None
-    optima: list[Optimum]
-
-    @property
-    def laws(self) -> list[FittedLaw]:
-        return [*self.size_laws.values(), self.frontier, self.surface]
-
-
-@dataclass
-class Study:
-    """Everything a report shows."""
-
-    settings: Settings
-    families: list[Family]
-    notes: list[str]
-    """What the reader of the records tolerated or left out."""
+from hpcm_scale.scaling.huber import fit_huber
+from hpcm_scale.scaling.isoflop import Cost, Optimum, cost_of, isoflop, optimum
+from hpcm_scale.scaling.laws import cautions, fit_law
+from hpcm_scale.scaling.power import LawRefused
+from hpcm_scale.scaling.records import Records, Run, families
+from hpcm_scale.scaling.results import (
+    METRICS,
+    Family,
+    FittedLaw,
+    Metric,
+    Prediction,
+    Settings,
+    Study,
+)
 
 
 def study(records: Records, settings: Settings) -> Study:
@@ -108,7 +30,8 @@ def study(records: Records, settings: Settings) -> Study:
     groups = families(records.runs)
     if len(groups) > 1:
         notes.append(f"{len(groups)} families are fitted apart: {'; '.join(groups)}")
-    return Study(settings, [_family(*item, settings) for item in groups.items()], notes)
+    fitted = [_family(*item, settings) for item in groups.items()]
+    return Study(settings, fitted, predicted_curves(fitted, settings), notes)
 
 
 def _family(label: str, runs: list[Run], settings: Settings) -> Family:

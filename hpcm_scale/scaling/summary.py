@@ -7,7 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from hpcm_scale.scaling import wording
-from hpcm_scale.scaling.study import Family, Study
+from hpcm_scale.scaling.results import Family, Study
 
 
 def summary(study: Study) -> Iterator[RenderableType]:
@@ -16,6 +16,8 @@ def summary(study: Study) -> Iterator[RenderableType]:
         yield Text(note, style="yellow")
     for family in study.families:
         yield from _family(family, study)
+    for line in wording.across_lambdas(study.curves):
+        yield Text(line)
 
 
 def _family(family: Family, study: Study) -> Iterator[RenderableType]:

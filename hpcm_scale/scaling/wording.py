@@ -1,9 +1,9 @@
 """A study's results in words and rows, the same on the terminal as on the page."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from hpcm_scale.scaling.power import Interval
-from hpcm_scale.scaling.study import FEW_RUNS, Family, FittedLaw, Settings
+from hpcm_scale.scaling.results import FEW_RUNS, CurvePrediction, Family, FittedLaw, Settings
 
 FORMS = {
     "L(N)": "E + A N^-alpha",
@@ -96,6 +96,22 @@ def findings(family: Family) -> list[str]:
             f"with {figures(o.flops)} FLOPs, best: N {figures(o.size)} ({span(o.size_interval)}) "
             f"on {figures(o.images)} crops ({span(o.images_interval)}), loss {figures(o.loss)} "
             f"({span(o.loss_interval)})"
+        )
+    return out
+
+
+def across_lambdas(curves: Sequence[CurvePrediction]) -> list[str]:
+    """What the extrapolated curves would save, in words."""
+    out = []
+    for c in curves:
+        where = f"{c.label}: R-D curve of {len(c.lambdas)} λ at N = {figures(c.target_size)}"
+        if c.refusal is not None:
+            out.append(f"{where}: {c.refusal}")
+            continue
+        sure = "" if c.interval is None else f" ({c.interval.low:+.1f} … {c.interval.high:+.1f})"
+        out.append(
+            f"{where}: BD-rate {c.bd_rate:+.1f} %{sure} against the {figures(c.anchor_size)} "
+            "models as measured; it takes both laws, of rate and of MSE, for granted at every λ"
         )
     return out
 

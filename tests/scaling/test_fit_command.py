@@ -1,6 +1,8 @@
 """`hpcm-scale fit` as a user meets it."""
 
 import json
+import subprocess
+import sys
 
 from typer.testing import CliRunner
 
@@ -42,9 +44,28 @@ def test_two_sizes_give_a_refusal_and_no_number(write_run, tmp_path):
     assert "variable_projection" not in law["families"][0]["size_laws"]["loss"]
 
 
-def test_n_counts_the_part_asked_for(write_run, tmp_path):
-    for n in (60_000, 150_000, 400_000, 900_000):
-        runs = write_run(n).parent
-    assert fit(runs, "-o", tmp_path / "r", "--size", "hyper").exit_code == 0
-    law = json.loads((tmp_path / "r" / "law.json").read_text())
-    assert law["families"][0]["size_laws"]["loss"]["x"][0] == [7500, 18750, 50_000, 112_500]
+def test_fitting_does_not_wait_for_torch():
+    program = (
+        "import sys; from hpcm_scale import cli; from hpcm_scale.scaling import report, study; "
+        "sys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+
+
+def test_bad_input_is_one_line_and_exit_code_2(write_run, tmp_path):
+    folder = write_run(60_000)
+    (folder / "run.json").write_text("{}")
+    program = [
+        sys.executable,
+        "-m",
+        "hpcm_scale.cli",
+        "fit",
+        str(folder),
+        "-o",
+        str(tmp_path / "r"),
+    ]
+    done = subprocess.run(program, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert "run.json: parameters.total: is missing" in done.stderr
+    assert not (tmp_path / "r").exists()

@@ -80,7 +80,7 @@ def test_95_percent_intervals_cover_in_93_to_97_percent_of_500_ladders(sizes):
             low, high = intervals[name].low, intervals[name].high
             covered[name] += (low is None or low <= value) and (high is None or value <= high)
     assert np.median(exponents) == pytest.approx(0.35, rel=0.02)
-    # 500 trials tell the level to about ± 2 %; 3000 give 94.8 to 96.2 % for each of these.
+    # 500 trials tell the level to about ± 2 %; 3000 give 94.3 to 96.4 %.
     for name, count in covered.items():
         assert 0.93 <= count / 500 <= 0.97, (name, count / 500)
 

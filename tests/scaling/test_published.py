@@ -69,9 +69,9 @@ def published_ladder(seed: int, noise: float) -> tuple[np.ndarray, np.ndarray]:
 def test_both_methods_refit_the_published_law_from_its_own_noiseless_losses():
     x, y = published_ladder(0, 0.0)
     fit = fit_law(x, y)
+    huber = fit_huber(fit.points, fit.law)
     for name, value in LAW.parameters.items():
         assert fit.law.parameters[name] == pytest.approx(value, rel=2e-3), name
-        huber = fit_huber(fit.points, fit.law)
         assert huber.law.parameters[name] == pytest.approx(value, rel=2e-3), name
 
 

@@ -6,9 +6,11 @@ import re
 import pytest
 from PIL import Image
 
+from hpcm_scale.scaling import page, wording
 from hpcm_scale.scaling.records import read_runs
-from hpcm_scale.scaling.report import write_report
-from hpcm_scale.scaling.study import Settings, study
+from hpcm_scale.scaling.report import law_json, write_report
+from hpcm_scale.scaling.results import Settings
+from hpcm_scale.scaling.study import study
 
 
 @pytest.fixture
@@ -56,22 +58,53 @@ def test_a_ladder_gives_every_law_at_full_precision_with_all_figures_and_a_page(
     assert interval["low"] < 1.2 + 40 * 120_000**-0.4 < interval["high"]
 
 
-def test_names_from_records_are_text_on_the_page(write_run, tmp_path):
+def test_names_from_records_are_text_on_the_page(write_run):
     for n in (60_000, 150_000, 400_000):
         folder = write_run(n)
         record = json.loads((folder / "run.json").read_text())
         record["name"] = "<script>alert(1)</script>"
         (folder / "run.json").write_text(json.dumps(record))
-    write_report(study(read_runs([folder.parent]), Settings(draws=100)), tmp_path / "r")
-    assert "<script" not in (tmp_path / "r" / "report.html").read_text()
+    result = study(read_runs([folder.parent]), Settings(draws=100))
+    assert "<script" not in page.render(result, [[]])
 
 
-def test_flat_runs_give_a_report_of_refusals_without_a_number(write_run, tmp_path):
+def test_flat_runs_give_refusals_without_a_number(write_run):
     for i, n in enumerate((100_000, 200_000, 400_000, 800_000, 1_600_000)):
         runs = write_run(n, loss=2.0 + 0.01 * (i % 2)).parent
-    write_report(study(read_runs([runs]), Settings(draws=100)), tmp_path / "r")
-    family = json.loads((tmp_path / "r" / "law.json").read_text())["families"][0]
+    family = law_json(study(read_runs([runs]), Settings(draws=100)))["families"][0]
     for law in [*family["size_laws"].values(), family["frontier"], family["surface"]]:
         assert law["refused"]
         assert "variable_projection" not in law
     assert family["compute_optimal"] == []
+
+
+def test_laws_of_four_lambdas_foretell_the_bd_rate_of_the_target(write_run):
+    lambdas = (0.005, 0.013, 0.03, 0.07)
+    sizes = (100_000, 200_000, 400_000, 800_000, 1_600_000)
+    for lmbda in lambdas:
+        # Rate and distortion both fall by the same factor at every λ: the curve moves as a whole.
+        for n in sizes:
+            runs = write_run(
+                n,
+                lmbda=lmbda,
+                noise=0.0005,
+                truth=(1.2 * lmbda**0.4, 60.0 * lmbda**0.4, 0.35, 0, 1),
+            ).parent
+    result = study(read_runs([runs]), Settings(draws=200, target_size=1e8))
+    (curve,) = result.curves
+    assert curve.lambdas == sorted(lambdas)
+    assert curve.anchor_size == 1_600_000
+    # On the way the loss falls by `gain`, and with loss ∝ λ^0.4 the curve is bpp ∝ MSE^(-2/3):
+    # the same MSE then needs gain^(1 + 2/3) of the bits.
+    gain = (1.2 + 60 * 1e8**-0.35) / (1.2 + 60 * 1.6e6**-0.35)
+    assert curve.bd_rate == pytest.approx(100 * (gain ** (5 / 3) - 1), abs=2)
+    assert curve.interval.low < curve.bd_rate < curve.interval.high
+    assert f"BD-rate {curve.bd_rate:+.1f} %" in wording.across_lambdas([curve])[0]
+
+
+def test_n_counts_the_part_asked_for(write_run):
+    for n in (60_000, 150_000, 400_000, 900_000):
+        runs = write_run(n).parent
+    result = study(read_runs([runs]), Settings(size="hyper", draws=100))
+    x = result.families[0].size_laws["loss"].design.x[0]
+    assert x.tolist() == [7500, 18750, 50_000, 112_500]
