@@ -136,8 +136,9 @@ def bench_data(root: str, side: int, images: int, repeats: int, workers: list[in
     for name in loaders:
         cells = []
         for n in workers:
-            ratio = medians["hpcm_scale", n] / medians[name, n]
-            cells.append(f"{medians[name, n]:.1f}" + ("" if ratio == 1 else f"  ({ratio:.2f}x)"))
+            cells.append(f"{medians[name, n]:.1f}")
+            if loaders[name] is not ours:
+                cells[-1] += f"  ({medians['hpcm_scale', n] / medians[name, n]:.2f}x)"
         table.add_row(name, *cells)
     table.caption = f"in brackets: ours over this loader; {100 * share:.0f} % of ours is decoding"
     return table

@@ -52,6 +52,12 @@ def open_image(data: bytes, max_pixels: int = PIXEL_LIMIT) -> Image.Image:
     return image
 
 
+def file_format(image: Image.Image) -> str | None:
+    """The format of an opened file. A JPEG with more pictures behind it, as phones write with a
+    thumbnail or a gain map, is a JPEG: its first picture is the photo."""
+    return "JPEG" if image.format == "MPO" else image.format
+
+
 def decode(image: Image.Image) -> Image.Image:
     """The same image with its pixels, as RGB.
 
@@ -115,7 +121,7 @@ def shorten(data: bytes, image: Image.Image, bottom: int) -> bytes | None:
             return None
         header = data[12:20] + struct.pack(">I", bottom) + data[24:29]  # "IHDR" .. interlace
         return data[:12] + header + struct.pack(">I", zlib.crc32(header)) + data[33:]
-    if image.format == "JPEG":
+    if file_format(image) == "JPEG":
         # A block row is at most 32 pixels high (4:1 vertical subsampling), and the chroma of its
         # last rows is interpolated with the block row below: keep one more.
         rows = (bottom + 31) // 32 * 32 + 32

@@ -12,7 +12,7 @@ from hpcm_scale.data.manifest import Manifest, Split
 from hpcm_scale.data.shards import ShardReader
 from hpcm_scale.files import atomic_write
 
-TILE, COLUMNS, ROWS = 160, 8, 6
+TILE, COLUMNS, ROWS = 160, 8, 6  # a thumbnail's side in pixels; thumbnails
 BAR = 40  # characters
 
 
@@ -57,7 +57,7 @@ def contact_sheet(root: str, manifest: Manifest, target: Path) -> int:
         The number of images on it; undecodable ones are left black.
     """
     splits = [manifest.split(name, root) for name in manifest.splits()]
-    budget = TILE_COUNT // len(splits)
+    budget = COLUMNS * ROWS // len(splits)
     tiles = [tile for split in splits for tile in _thumbnails(root, split, budget)]
     rows = -(-len(tiles) // COLUMNS)
     sheet = Image.new("RGB", (COLUMNS * TILE, rows * TILE))
@@ -72,9 +72,6 @@ def contact_sheet(root: str, manifest: Manifest, target: Path) -> int:
     sheet.save(buffer, "PNG")
     atomic_write(target, buffer.getvalue())
     return len(tiles)
-
-
-TILE_COUNT = COLUMNS * ROWS
 
 
 def _thumbnails(root: str, split: Split, count: int) -> list[Image.Image]:

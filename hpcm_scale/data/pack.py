@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from hpcm_scale.data.images import image_suffix
-from hpcm_scale.data.lots import SPLITS, Lots, finish
+from hpcm_scale.data.lots import REPORT, SPLITS, Lots, finish
 from hpcm_scale.data.manifest import NAME, Manifest
 from hpcm_scale.data.prepare import Prepared, Skipped, prepare
 from hpcm_scale.data.recipe import Recipe
@@ -82,13 +82,17 @@ def pack(
     _require_names(recipe, sources)
     identity = _identity(recipe, sources)
     if (out / NAME).exists():
-        return _already_packed(out, identity)
+        return _already_packed(out, identity, strict)
     lots = Lots(out / "lots", identity)
     if not lots.folder.exists() and any((out / split).exists() for split in SPLITS):
         raise DataError(f"{out}: holds shards without a {NAME}; choose another folder")
     batches = _cut(sources, int(recipe.shard_mb * 1e6))
     index, parts = part
-    todo = [n for n in range(index - 1, len(batches), parts) if not lots.done(n)]
+    mine = range(index - 1, len(batches), parts)
+    todo = [n for n in mine if not lots.done(n)]
+    if strict:
+        for n in sorted(set(mine) - set(todo)):
+            _refuse_corrupt(lots.read(n)[1])
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     jobs = jobs or len(os.sched_getaffinity(0))
     pool = ProcessPoolExecutor(jobs)
@@ -181,13 +185,16 @@ def _identity(recipe: Recipe, sources: list[Source]) -> str:
     return digest.hexdigest()
 
 
-def _already_packed(out: Path, identity: str) -> Manifest:
+def _already_packed(out: Path, identity: str, strict: bool) -> Manifest:
     manifest = read_manifest(str(out))
     if manifest.source.get("identity") != identity:
         raise DataError(
             f"{out}: already holds a dataset of another source or recipe; "
             "choose another folder or remove it"
         )
+    corrupt = manifest.report.get("skipped", {}).get("corrupt", 0)
+    if strict and corrupt:
+        raise DataError(f"{out}: {corrupt} corrupt images were skipped, see {REPORT} (--strict)")
     shutil.rmtree(out / "lots", ignore_errors=True)
     return manifest
 
@@ -229,7 +236,13 @@ def _checked(
         result = next(results)
         if isinstance(result, Skipped) and result.kind == "corrupt":
             if strict:
-                raise DataError(f"{result.file}: {result.detail} (--strict)")
+                _refuse_corrupt([result])
             log.warning("%s: skipped, %s", result.file, result.detail)
         progress.advance(task)
         yield result
+
+
+def _refuse_corrupt(skipped: Iterable[Skipped]) -> None:
+    for entry in skipped:
+        if entry.kind == "corrupt":
+            raise DataError(f"{entry.file}: {entry.detail} (--strict)")

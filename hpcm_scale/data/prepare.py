@@ -7,7 +7,14 @@ from pathlib import Path
 
 from PIL import Image
 
-from hpcm_scale.data.images import DECODE_ERRORS, BadImage, decode, open_image, pixel_hash
+from hpcm_scale.data.images import (
+    DECODE_ERRORS,
+    BadImage,
+    decode,
+    file_format,
+    open_image,
+    pixel_hash,
+)
 from hpcm_scale.data.recipe import Recipe
 
 KEPT = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}
@@ -60,8 +67,8 @@ def _prepare(path: Path, name: str, recipe: Recipe) -> Prepared:
         raise BadImage("oversized", f"the file is above {FILE_LIMIT} bytes")
     data = path.read_bytes()
     source = open_image(data, recipe.max_pixels)
-    file_format = source.format
-    scale = recipe.jpeg_downscale if file_format == "JPEG" else 1.0
+    kind = file_format(source)
+    scale = recipe.jpeg_downscale if kind == "JPEG" else 1.0
     width, height = round(source.width * scale), round(source.height * scale)
     if min(width, height) < recipe.min_side:
         raise BadImage("tiny", f"{width}x{height} is below {recipe.min_side} on a side")
@@ -70,8 +77,8 @@ def _prepare(path: Path, name: str, recipe: Recipe) -> Prepared:
     if scale < 1:
         image = image.resize((width, height), Image.Resampling.LANCZOS, reducing_gap=3.0)
     same = scale == 1 and source.mode == "RGB" and image.info.get("transparency") is None
-    if recipe.format == "keep" and same and file_format in KEPT:
-        suffix = KEPT[file_format]
+    if recipe.format == "keep" and same and kind in KEPT:
+        suffix = KEPT[kind]
     else:
         suffix = "webp" if recipe.format == "webp" else "png"
         data = _encode(image, suffix)
@@ -87,7 +94,7 @@ def _as_rgb(image: Image.Image, recipe: Recipe) -> Image.Image:
     Raises:
         BadImage: where that would lose something, or the recipe does not want it.
     """
-    if getattr(image, "n_frames", 1) > 1:
+    if file_format(image) != "JPEG" and getattr(image, "n_frames", 1) > 1:
         raise BadImage("unsupported", "has several frames")
     if image.mode in DEEP:
         raise BadImage("unsupported", f"has more than 8 bits a channel (mode {image.mode})")

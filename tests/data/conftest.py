@@ -1,5 +1,6 @@
 """Small photos and datasets, made here: no test reads anything outside its temporary folder."""
 
+import shutil
 import struct
 import zlib
 from collections.abc import Callable
@@ -80,3 +81,10 @@ def dataset(tmp_path_factory: pytest.TempPathFactory, make_folder: Callable[...,
     recipe = Recipe(min_side=24, shard_mb=0.015, val={"fraction": 0.15})
     pack(make_folder(root / "photos", 38), root / "packed", recipe, jobs=2)
     return root / "packed"
+
+
+@pytest.fixture
+def copy(dataset: Path, tmp_path: Path) -> Path:
+    """A copy of the dataset, to damage."""
+    shutil.copytree(dataset, tmp_path / "copy")
+    return tmp_path / "copy"

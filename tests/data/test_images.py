@@ -24,6 +24,7 @@ FILES = {
     "restarting jpeg": ("JPEG", {"subsampling": 2, "restart_marker_rows": 1}),
     "optimised jpeg": ("JPEG", {"quality": 30, "optimize": True}),
     "grey jpeg": ("JPEG", {"mode": "L"}),
+    "phone's jpeg": ("MPO", {"save_all": True, "append_images": [Image.new("RGB", (50, 40))]}),
     "jpeg with comment": ("JPEG", {"comment": b"\xff\xc0" * 40}),
 }
 

@@ -153,12 +153,6 @@ def test_what_cannot_be_indexed_is_an_error(tmp_path, make, options, message: st
         index(tmp_path, jobs=1, **options)
 
 
-@pytest.fixture
-def copy(dataset, tmp_path) -> Path:
-    shutil.copytree(dataset, tmp_path / "copy")
-    return tmp_path / "copy"
-
-
 def edit(root: Path, change) -> str:
     """Change the first train shard's entry in the manifest; its path."""
     values = json.loads((root / "manifest.json").read_text())

@@ -96,6 +96,9 @@ def odd_folder(tmp_path, make_picture, encode, bomb) -> Path:
         "empty.png": b"",
         "big.png": encode(Image.new("RGB", (700, 700)), "PNG"),
         "bomb.png": bomb(60_000, 60_000),
+        "phone.jpg": encode(
+            make_picture(12), "MPO", save_all=True, append_images=[make_picture(13, 20, 20)]
+        ),
         "notes.txt": b"hello",
     }
     glass = make_picture(9).convert("RGBA")
@@ -115,8 +118,8 @@ def test_every_odd_file_is_handled_and_counted(tmp_path, odd_folder, make_pictur
     recipe = Recipe(**SMALL, max_pixels=400_000)
     manifest = pack(odd_folder, tmp_path / "out", recipe, jobs=2)
     assert manifest.report == {
-        "found": 18,
-        "packed": 7,
+        "found": 19,
+        "packed": 8,
         "not_images": 2,
         "skipped": {
             "corrupt": 3, "duplicate": 2, "oversized": 2, "tiny": 1, "transparent": 1,
@@ -144,12 +147,22 @@ def test_a_corrupt_image_is_fatal_when_strict_and_leaves_no_dataset(tmp_path, od
     assert not list((tmp_path / "out").rglob("*.tar"))
 
 
+def test_strict_also_means_what_an_earlier_run_skipped(tmp_path, odd_folder):
+    recipe = Recipe(**SMALL)
+    pack(odd_folder, tmp_path / "out", recipe, part=(1, 2), jobs=1)
+    with pytest.raises(DataError, match=r"empty\.png.*--strict"):
+        pack(odd_folder, tmp_path / "out", recipe, strict=True, jobs=1)
+    pack(odd_folder, tmp_path / "out", recipe, jobs=1)
+    with pytest.raises(DataError, match=r"3 corrupt images .*report\.json .*--strict"):
+        pack(odd_folder, tmp_path / "out", recipe, strict=True, jobs=1)
+
+
 def test_non_rgb_images_are_left_out_on_request(tmp_path, odd_folder):
     recipe = Recipe(**SMALL, max_pixels=400_000, non_rgb="skip")
     manifest = pack(odd_folder, tmp_path / "out", recipe, jobs=1)
     assert manifest.report["skipped"]["non-RGB"] == 5  # grey, palette, cmyk, opaque, glass
-    assert manifest.report["packed"] == 3
-    assert stems(manifest, "train") == {"a", "tiff"}  # a.png and sub/a.jpg
+    assert manifest.report["packed"] == 4
+    assert stems(manifest, "train") == {"a", "phone", "tiff"}  # a.png and sub/a.jpg
 
 
 @pytest.mark.parametrize("wanted", ["png", "webp"])

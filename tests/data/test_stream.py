@@ -5,7 +5,6 @@ import json
 import multiprocessing
 import os
 import random
-import shutil
 import signal
 import subprocess
 import sys
@@ -262,12 +261,6 @@ def damage(root: Path, count: int) -> set[int]:
             stream.seek(int(shard.offsets[row]))
             stream.write(b"\0" * int(shard.sizes[row]))
     return set(range(int(split.first[1]), int(split.first[1]) + count))
-
-
-@pytest.fixture
-def copy(dataset, tmp_path) -> Path:
-    shutil.copytree(dataset, tmp_path / "copy")
-    return tmp_path / "copy"
 
 
 @pytest.mark.distributed
