@@ -14,6 +14,9 @@ from hpcm_scale.scaling.huber import HuberFit, resample_huber
 from hpcm_scale.scaling.power import TERM_NAMES, Interval, Points
 from hpcm_scale.scaling.projection import search
 
+FEW_RUNS = 15
+"""Below this many runs the percentile intervals are too narrow to quote."""
+
 
 @dataclass(frozen=True)
 class Bootstrap:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hpcm_scale.scaling.bootstrap import Bootstrap, percentiles
+from hpcm_scale.scaling.bootstrap import FEW_RUNS, Bootstrap, percentiles
 from hpcm_scale.scaling.designs import MID_SCHEDULE, SETTLED, sizes_of
 from hpcm_scale.scaling.power import Interval, LawRefused, PowerLaw
 from hpcm_scale.scaling.records import Run, SizePart
@@ -84,6 +84,8 @@ def isoflop(
         optima.append(_parabola(n[here], losses[here], counts[:, here].astype(float))[1])
     samples = _slopes(np.log(budgets), np.log(np.array(optima)))
     point = _slopes(np.log([s.flops for s in bracketed]), np.log([[s.optimum] for s in bracketed]))
+    if len(runs) < FEW_RUNS:
+        cautions = [*cautions, f"its interval resamples {len(runs)} runs: too narrow"]
     held = np.isfinite(samples)
     if held.mean() < 0.9:
         cautions = [

@@ -29,7 +29,13 @@ from hpcm_scale.scaling.power import (
     points_of,
     power_law,
 )
-from hpcm_scale.scaling.projection import Region, region, search
+from hpcm_scale.scaling.projection import (
+    HIGHEST_EXPONENT,
+    LOWEST_EXPONENT,
+    Region,
+    region,
+    search,
+)
 
 
 @dataclass(frozen=True)
@@ -185,6 +191,11 @@ def _enough(points: Points, what: Sequence[str]) -> None:
                 f"{distinct} {name}{plural}: floor, amplitude and exponent of a power law "
                 "are three unknowns, and take at least three"
             )
+    if points.clusters < len(points.y) and points.clusters <= points.unknowns:
+        raise LawRefused(
+            f"{len(points.y)} points of only {points.clusters} runs: points of one run are not "
+            f"independent, and {points.unknowns} unknowns take at least {points.unknowns + 1} runs"
+        )
     if len(points.y) < points.unknowns:
         raise LawRefused(f"{len(points.y)} points for {points.unknowns} unknowns")
 
@@ -197,7 +208,16 @@ def _bends(fit: Fit, what: Sequence[str]) -> None:
         fall = amplitude * (values.min() ** -exponent - values.max() ** -exponent)
         if not fall > 1e-9 * points.y.mean():
             raise LawRefused(f"the loss does not fall with {name}: no decreasing power law fits")
+    for name, exponent in zip(what, law.exponents, strict=False):
+        if not LOWEST_EXPONENT * 1.01 < exponent < HIGHEST_EXPONENT / 1.01:
+            shape = "a step" if exponent > 1 else "a logarithm"
+            raise LawRefused(
+                f"the exponent of {name} ends at the edge of the search, {exponent:.3g}: the loss "
+                f"falls as {shape} does, not as a power"
+            )
     left = len(points.y) - points.unknowns
+    if left == 0 and (rises := _order(points, what[0])):
+        raise LawRefused(f"{rises[0]}, and {len(points.y)} points leave nothing to judge it by")
     if left > 0:
         for j in range(len(points.x)):
             p = _needless(fit, j, left)
@@ -231,9 +251,14 @@ def cautions(fit: Fit, *, what: Sequence[str] = ("size", "image count")) -> list
     distinct = len(np.unique(points.x[0]))
     left = fit.degrees_of_freedom
     if left <= 0:
+        passes = np.abs(fit.residuals).max() < 1e-5
         out.append(
             f"{len(points.y)} points fix {points.unknowns} unknowns, no degree of freedom left: "
-            "the curve passes through them whatever they are, so the fit is no evidence for it"
+            + (
+                "the curve passes through them whatever they are, so the fit is no evidence for it"
+                if passes
+                else "no falling power law passes through them, and the nearest is shown"
+            )
         )
         if fit.assumed_noise is not None:
             out.append(

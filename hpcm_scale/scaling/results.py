@@ -15,8 +15,6 @@ from hpcm_scale.scaling.records import Run, SizePart
 
 Metric = Literal["loss", "bpp", "mse"]
 METRICS: tuple[Metric, ...] = ("loss", "bpp", "mse")
-FEW_RUNS = 15
-"""Below this many runs the bootstrap is too narrow to quote (see bootstrap.py)."""
 
 
 @dataclass(frozen=True)

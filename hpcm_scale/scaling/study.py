@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from hpcm_scale.scaling.across_lambdas import predicted_curves
-from hpcm_scale.scaling.bootstrap import bootstrap
+from hpcm_scale.scaling.bootstrap import FEW_RUNS, bootstrap
 from hpcm_scale.scaling.designs import Design, equal_images, frontier, size_and_images
 from hpcm_scale.scaling.huber import fit_huber
 from hpcm_scale.scaling.isoflop import Cost, Optimum, cost_of, isoflop, optimum
@@ -138,6 +138,10 @@ def _optima(
         surface.cautions.append(
             f"counted FLOPs per image stray from a power of N by up to {cost.worst:.0%}: the "
             "compute-optimal sizes inherit that"
+        )
+    if len(runs) < FEW_RUNS:
+        surface.cautions.append(
+            f"the intervals of the compute-optimal sizes resample {len(runs)} runs: too narrow"
         )
     spent = max(run.curve["flops"][-1] for run in runs)
     budgets = [settings.budget] if settings.budget else [spent, 10 * spent, 100 * spent]

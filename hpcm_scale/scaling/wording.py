@@ -2,8 +2,9 @@
 
 from collections.abc import Iterator, Sequence
 
+from hpcm_scale.scaling.bootstrap import FEW_RUNS
 from hpcm_scale.scaling.power import Interval
-from hpcm_scale.scaling.results import FEW_RUNS, CurvePrediction, Family, FittedLaw, Settings
+from hpcm_scale.scaling.results import CurvePrediction, Family, FittedLaw, Settings
 
 FORMS = {
     "L(N)": "E + A N^-alpha",
@@ -117,10 +118,10 @@ def across_lambdas(curves: Sequence[CurvePrediction]) -> list[str]:
 
 
 def gathered_cautions(family: Family) -> list[str]:
-    """Every caution once, after the laws it is about."""
+    """Every caution once, after the laws it is about; a refused law needs none."""
     about: dict[str, list[str]] = {}
     for law in family.laws:
-        for caution in law.cautions:
+        for caution in law.cautions if law.refusal is None else ():
             about.setdefault(caution, []).append(law.label)
     if family.isoflop is not None:
         for caution in family.isoflop.cautions:

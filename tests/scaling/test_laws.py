@@ -117,6 +117,14 @@ def test_the_interval_widens_when_points_share_runs():
     assert wide.low < 0.35 < wide.high
 
 
+def test_many_checkpoints_of_few_runs_are_not_many_runs():
+    n, d = (v.reshape(-1) for v in np.meshgrid([1e5, 4e5, 1e6], np.geomspace(1e4, 1e5, 20),
+                                               indexing="ij"))  # fmt: skip
+    y = PowerLaw(1.2, (60.0, 40.0), (0.35, 0.4))(n, d)
+    with pytest.raises(LawRefused, match="60 points of only 3 runs"):
+        fit_law(np.array([n, d]), y, np.repeat(np.arange(3), 20))
+
+
 def test_two_sizes_are_refused_whatever_the_seeds():
     n = np.repeat([1e5, 1e6], 5)
     with pytest.raises(LawRefused, match="2 sizes"):
@@ -152,6 +160,23 @@ def test_a_loss_that_rises_with_size_is_refused():
     n = np.geomspace(1e5, 1e7, 6)
     with pytest.raises(LawRefused, match="does not fall with size"):
         fit_law(n, 2 + 0.1 * np.log(n))
+
+
+@pytest.mark.parametrize("y", [(3.0, 3.1, 2.5), (3.0, 2.5, 2.6), (2.5, 2.8, 3.0)])
+def test_three_points_that_rise_anywhere_are_refused(y):
+    with pytest.raises(LawRefused):
+        fit_law(np.array([6e4, 1.5e5, 4e5]), np.array(y), assumed_noise=0.01)
+
+
+def test_a_step_is_refused():
+    n = np.geomspace(1e5, 1e7, 6)
+    with pytest.raises(LawRefused, match="falls as a step does"):
+        fit_law(n, np.array([3.0, 2.0, 2.001, 1.999, 2.0, 2.001]))
+
+
+def test_three_points_no_falling_law_passes_through_are_said_to_be_so():
+    fit = fit_law(np.array([6e4, 1.5e5, 4e5]), np.array([3.0, 2.9, 2.5]), assumed_noise=0.01)
+    assert "no falling power law passes through them" in cautions(fit)[0]
 
 
 def test_noise_as_large_as_the_fall_is_refused():
