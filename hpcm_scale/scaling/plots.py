@@ -85,10 +85,10 @@ def _log_x(axes: Axes, label: str) -> None:
     axes.set_xscale("log")
     axes.set_xlabel(label)
     low, high = axes.get_xlim()
-    if high / low > 10:
+    if high / low > 30:
         axes.xaxis.set_minor_formatter(NullFormatter())
     else:
-        axes.xaxis.set_minor_formatter(LogFormatterSciNotation(minor_thresholds=(2, 0.5)))
+        axes.xaxis.set_minor_formatter(LogFormatterSciNotation(minor_thresholds=(3, 0.5)))
 
 
 def _number(value: float) -> str:
