@@ -303,6 +303,22 @@ def bench_data(
     console.print(bench_resume(dataset, crop))
 
 
+@bench.command("codec")
+def bench_codec(
+    pictures: list[str] = typer.Argument(help="Pictures of one size."),
+    model: str | None = typer.Option(None, "-m", "--model", help="Model file or name."),
+    repeats: int = typer.Option(3, min=1, help="Times each is coded; medians are shown."),
+    device: str = typer.Option("cpu", help="Where the network runs."),
+    threads: int | None = typer.Option(None, min=1, help="CPU threads; all cores by default."),
+    memory: float = typer.Option(2.0, min=0.05, help="GiB the network may work in."),
+) -> None:
+    """Encode and decode times, by network and entropy coding, against the sgemm peak."""
+    from hpcm_scale.codec.bench import bench_files
+
+    device = _device(device, threads)
+    console.print(bench_files(pictures, model, repeats, device, _bytes(memory)))
+
+
 def main() -> None:
     """Entry point: a user's error becomes one line on stderr and exit code 2."""
     try:
