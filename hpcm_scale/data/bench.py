@@ -83,22 +83,24 @@ def _webdataset_batches(
     return iter(DataLoader(dataset, batch_size=None, num_workers=workers))
 
 
-def images_per_second(batches: Iterator[Any], images: int) -> float:
-    """Over `images` images, after a warm-up."""
+def measure(batches: Iterator[Any], images: int) -> tuple[float, float]:
+    """Seconds an image takes, and of this process's processor time, after a warm-up."""
     for _ in range(WARM_UP):
         next(batches)
     count = -(-images // BATCH)
-    start = time.perf_counter()
+    wall, processor = time.perf_counter(), time.process_time()
     for _ in range(count):
         next(batches)
-    return count * BATCH / (time.perf_counter() - start)
+    total = count * BATCH
+    return (time.perf_counter() - wall) / total, (time.process_time() - processor) / total
 
 
 def bench_data(root: str, side: int, images: int, repeats: int, workers: list[int]) -> Table:
     """Measure the stream of a local dataset against the alternatives, in turn, `repeats` times.
 
     Returns:
-        Median images/s of each for each number of workers, with the ratio of ours to it.
+        Median images/s of each for each number of workers, and the processor time of an image
+        (a steadier measure where other programs run), each with the ratio of ours to it.
 
     Raises:
         DataError: if the dataset cannot be read.
@@ -106,7 +108,8 @@ def bench_data(root: str, side: int, images: int, repeats: int, workers: list[in
     split = read_manifest(root).split("train", root)
     check_files(root, split)
     urls = [str(Path(root) / shard.path) for shard in split.shards]
-    table = Table("loader", *(f"{n} workers" for n in workers), title=f"images/s, {side}x{side}")
+    columns = [f"images/s, {n} workers" for n in workers]
+    table = Table("loader", *columns, "CPU ms an image", title=f"crops of {side}x{side}")
     with tempfile.TemporaryDirectory() as folder:
         paths = _unpack(root, split, Path(folder))
 
@@ -125,20 +128,25 @@ def bench_data(root: str, side: int, images: int, repeats: int, workers: list[in
             "folder, whole images": lambda n: _folder_batches(paths, decode_then_crop, side, n),
             "folder, our decoder": lambda n: _folder_batches(paths, crop_while_decoding, side, n),
         }
-        speeds: dict[tuple[str, int], list[float]] = {}
+        times: dict[tuple[str, int], list[float]] = {}
+        processor: dict[str, list[float]] = {name: [] for name in loaders}
         for _ in range(repeats):
             for name, loader in loaders.items():
                 for n in workers:
-                    speed = images_per_second(loader(n), images)
-                    speeds.setdefault((name, n), []).append(speed)
+                    wall, own = measure(loader(n), images)
+                    times.setdefault((name, n), []).append(wall)
+                    if n == 0:  # only then is all the work in this process
+                        processor[name].append(own)
         share = _decode_share(root, split, side, images)
-    medians = {key: statistics.median(values) for key, values in speeds.items()}
+    costs = [{name: statistics.median(times[name, n]) for name in loaders} for n in workers]
+    if 0 in workers:
+        costs.append({name: statistics.median(processor[name]) for name in loaders})
     for name in loaders:
-        cells = []
-        for n in workers:
-            cells.append(f"{medians[name, n]:.1f}")
-            if loaders[name] is not ours:
-                cells[-1] += f"  ({medians['hpcm_scale', n] / medians[name, n]:.2f}x)"
+        cells = [f"{1 / cost[name]:.1f}" for cost in costs[: len(workers)]]
+        cells += [f"{1000 * cost[name]:.2f}" for cost in costs[len(workers) :]]
+        if loaders[name] is not ours:
+            ratios = [cost[name] / cost["hpcm_scale"] for cost in costs]
+            cells = [f"{cell}  ({ratio:.2f}x)" for cell, ratio in zip(cells, ratios, strict=True)]
         table.add_row(name, *cells)
     table.caption = f"in brackets: ours over this loader; {100 * share:.0f} % of ours is decoding"
     return table

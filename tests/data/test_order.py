@@ -74,7 +74,7 @@ def test_a_crop_lies_inside_the_image(side: int, right: int, below: int, sample:
 
 
 @given(st.data(), orders(), st.integers(1, 3))
-@settings(deadline=None)
+@settings(deadline=None, max_examples=40)
 def test_changing_the_layout_at_any_step_loses_and_repeats_nothing(
     data: st.DataObject, order: Order, epochs: int
 ):
