@@ -48,6 +48,9 @@ def encode_files(
         HpcmError: for the first thing that goes wrong; with several inputs, after trying them all.
     """
     targets = _targets(inputs, output, SUFFIX)
+    for target in targets:
+        if target != PIPE and Path(target).suffix != SUFFIX:
+            raise DataError(f"--output: {target} does not end in {SUFFIX}; encode writes no other")
     codec = Codec.load(find_model(model), device, memory)
 
     def encode(source: str, target: str, report: Callable[[str], None]) -> None:

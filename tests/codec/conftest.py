@@ -53,12 +53,6 @@ def photo(height: int, width: int, seed: int = 0) -> np.ndarray:
     return x.clip(0, 255).astype(np.uint8)
 
 
-@pytest.fixture(scope="session", autouse=True)
-def _one_thread() -> None:
-    # The networks here are too small for threads to pay.
-    torch.set_num_threads(1)
-
-
 @pytest.fixture(scope="session")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the model files tiny.safetensors and other.safetensors."""

@@ -138,15 +138,30 @@ def test_bad_input_is_one_line_exit_code_2_and_no_file(
     _refused(run("decode", coded, "-o", tmp_path / "out" / "x.gif"), "extension '.gif'")
     _refused(run("decode", coded, "-o", out, "-m", junk), "junk.safetensors")
     _refused(run("decode", coded, "-o", out, "--device", "tpu9"), "--device")
-    _refused(run("encode", picture, "-o", out, "-m", "absent"), "absent", "other, tiny")
-    _refused(run("encode", picture, "-o", out), "--model", "other, tiny")
-    _refused(run("encode", coded, "-o", out, "-m", "tiny"), str(coded), "is not an image")
+    new = tmp_path / "out" / "x.hpcm"
+    _refused(run("encode", picture, "-o", out, "-m", "tiny"), str(out), ".hpcm")
+    _refused(run("encode", picture, "-o", new, "-m", "absent"), "absent", "other, tiny")
+    _refused(run("encode", picture, "-o", new), "--model", "other, tiny")
+    _refused(run("encode", coded, "-o", new, "-m", "tiny"), str(coded), "is not an image")
     _refused(run("encode", picture, "-o", picture, "-m", "tiny"), "overwritten")
     _refused(run("encode", picture, picture, "-o", tmp_path, "-m", "tiny"), "written twice")
     _refused(run("encode", picture, "-", "-o", tmp_path, "-m", "tiny"), "give it alone")
     _refused(run("info", picture), "photo.png")
     assert not (tmp_path / "out").exists()
     assert sorted(p.name for p in picture.parent.iterdir()) == ["photo.png"]
+
+
+def test_bench_reports_both_ways_and_wants_pictures_of_one_size(
+    run: Run, picture: Path, tmp_path: Path, make_photo: Callable[..., np.ndarray]
+) -> None:
+    code, said, _ = run("bench", "codec", picture, "-m", "tiny", "--repeats", 1)
+    assert code == 0
+    assert "encode" in said
+    assert "decode" in said
+    assert "sgemm" in said
+    Image.fromarray(make_photo(41, 60)).save(tmp_path / "other.png")
+    result = run("bench", "codec", picture, tmp_path / "other.png", "-m", "tiny")
+    _refused(result, "60x41", "pictures of one size")
 
 
 def test_a_failed_verification_leaves_no_file(

@@ -1,4 +1,6 @@
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -152,3 +154,21 @@ def test_parameters_that_do_not_fit_are_named(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"z_prior\.mean holds values that are not finite"):
         save_model(path, state | {"z_prior.mean": torch.full((1, 4, 1, 1), np.nan)}, CONFIG)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_loading_takes_little_more_memory_than_the_weights(tmp_path: Path) -> None:
+    """In a process of its own, whose peak is that of the loading."""
+    config = model_config("base")
+    path = tmp_path / "base.safetensors"
+    save_model(path, build(config).state_dict(), config)
+    program = (
+        "import resource, sys\n"
+        "from hpcm_scale.weights.modelfile import load_model\n"
+        "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024\n"
+        "before = peak(); model = load_model(sys.argv[1]); print(peak() - before)"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", program, path], capture_output=True, text=True, check=True
+    )
+    assert int(result.stdout) < 1.15 * path.stat().st_size
