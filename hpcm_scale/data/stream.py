@@ -169,9 +169,10 @@ class TrainStream:
         samples = torch.empty(size, dtype=torch.int64)
         first = min(int(piece.positions[0]) for piece in pieces if len(piece.positions))
         for piece in pieces:
-            rows = torch.from_numpy((piece.positions - first) // self.world_size)
-            images[rows] = piece.images
-            samples[rows] = torch.from_numpy(piece.samples)
+            rows = (piece.positions - first) // self.world_size
+            # NumPy copies in this thread; torch would wake all of the trainer's for a small copy.
+            images.numpy()[rows] = piece.images.numpy()
+            samples.numpy()[rows] = piece.samples
         epoch = self.consumed // self.order.total
         return {"image": images, "sample": samples, "epoch": epoch, "step": self.step}
 
@@ -211,7 +212,7 @@ class _Pieces(IterableDataset):
         try:
             for row, epoch in enumerate(epochs):
                 crop, decoded = self._decode(reader, int(epoch), int(samples[row]), piece.bad)
-                images[row] = torch.from_numpy(crop)
+                images.numpy()[row] = crop
                 samples[row] = decoded
         except DataError as error:
             piece.error = str(error)
