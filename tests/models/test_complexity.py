@@ -1,0 +1,37 @@
+"""Counted parameters and arithmetic against the published program's, and the papers' figures."""
+
+import pytest
+
+from hpcm_scale.models.complexity import complexity_table, count_flops
+from hpcm_scale.models.zoo import model_config
+
+# Millions of parameters and kMACs per pixel measured on the published program at 256 × 256.
+MEASURED = {
+    "base": (68.505, 918.56),
+    "large": (89.719, 1261.32),
+    "phi": (63.582, 872.79),
+    "1b": (1000.33, 7670.82),
+}
+
+
+@pytest.mark.parametrize("variant", MEASURED)
+def test_counts_equal_the_published_programs(variant):
+    last = complexity_table(model_config(variant))[-1]
+    millions, kmacs = MEASURED[variant]
+    assert last.parameters / 1e6 == pytest.approx(millions, abs=0.006)
+    assert last.kmacs_per_pixel == pytest.approx(kmacs, abs=0.006)
+
+
+@pytest.mark.parametrize("variant", ["base", "phi", "1b"])
+def test_the_parts_add_up(variant):
+    shares = {share.part: share for share in complexity_table(model_config(variant))}
+    total = shares.pop("sum")
+    parts = [s for s in shares.values() if "papers" not in s.part and "nothing" not in s.part]
+    assert sum(s.parameters for s in parts) == total.parameters
+    assert sum(s.kmacs_per_pixel for s in parts) == pytest.approx(total.kmacs_per_pixel)
+
+
+def test_arithmetic_grows_with_the_area():
+    config = model_config("phi", width=0.1)
+    small, large = count_flops(config, 256), count_flops(config, 512)
+    assert large.forward == pytest.approx(4 * small.forward)
