@@ -5,6 +5,7 @@ Heavy imports stay inside the verbs, so that `hpcm-scale --help` and the fits do
 
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import typer
 from rich.console import Console
@@ -12,6 +13,9 @@ from rich.text import Text
 
 from hpcm_scale import __version__
 from hpcm_scale.errors import HpcmError
+
+if TYPE_CHECKING:
+    from hpcm_scale.weights.modelfile import ModelInfo
 
 app = typer.Typer(
     name="hpcm-scale",
@@ -189,10 +193,28 @@ def export(
     """Gather a run's newest checkpoint into one model file, with its frozen coding tables."""
     from hpcm_scale.weights.export import export_run
 
-    written = export_run(run, target)
+    _say_written(str(run), target, export_run(run, target))
+
+
+@app.command("import")
+def import_(
+    checkpoint: Path = typer.Argument(help="A published checkpoint: .pth.tar or .safetensors."),
+    target: Path = typer.Argument(help="The .safetensors file to write."),
+    variant: str = typer.Option(help="Which network it holds: base, large, phi or 1b."),
+    lmbda: float | None = typer.Option(None, "--lambda", help="The λ it was trained for."),
+) -> None:
+    """Turn a published HPCM checkpoint into a model file."""
+    from hpcm_scale.weights.official import import_published
+
+    written = import_published(checkpoint, variant, target, lmbda)
+    _say_written(str(checkpoint), target, written)
+
+
+def _say_written(source: str, target: Path, written: "ModelInfo") -> None:
+    """The line about a model file just written."""
     megabytes = target.stat().st_size / 1e6
     console.print(
-        f"{run} -> {target}  {megabytes:.1f} MB  model {written.label}  {written.identity[:16]}",
+        f"{source} -> {target}  {megabytes:.1f} MB  model {written.label}  {written.identity[:16]}",
         highlight=False,
         soft_wrap=True,
     )

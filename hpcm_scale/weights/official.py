@@ -5,15 +5,29 @@ keep transforms as one list; 1B names every chunk), and lists a scale's adaptors
 own: the first step of S2 (and of S3) uses the last adaptor of its list, the second the first, ...
 """
 
+import re
+import zipfile
 from collections.abc import Iterator
+from pathlib import Path
+from pickle import UnpicklingError
 
+import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from hpcm_scale.config import ModelConfig, SharedNetConfig
 from hpcm_scale.errors import CheckpointError
 from hpcm_scale.models.schedule import schedule_named
+from hpcm_scale.models.zoo import build, model_config
+from hpcm_scale.weights.modelfile import ModelInfo, save_model
+
+LISTED = 8
+"""Tensors an error names of each kind of fault."""
 
 _CONV = ("weight", "bias")
+
+# What published checkpoints hold beside parameters: constants and tables, which export makes anew.
+_BUFFERS = re.compile(r"scale_table|(quantized_cdf|cdf_length|offset)_[yz]|entropy_estimation\..*")
 
 
 def official_names(config: ModelConfig) -> dict[str, str]:
@@ -110,14 +124,89 @@ def _adaptors(config: ModelConfig) -> Iterator[tuple[str, str]]:
             step += 1
 
 
+def read_published(path: Path | str) -> dict[str, Tensor]:
+    """The parameters of a published checkpoint under their own names, without its coding tables.
+
+    Takes .safetensors, or what torch.load reads with weights_only (.pth, .pth.tar); a state dict
+    itself or under "state_dict" or "model"; with or without DataParallel's "module." prefix.
+
+    Raises:
+        CheckpointError: if it cannot be read or holds no parameters.
+    """
+    try:
+        if Path(path).suffix == ".safetensors":
+            loaded = load_file(path)
+        else:
+            loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
+    except (OSError, RuntimeError, ValueError, EOFError, KeyError, UnpicklingError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise CheckpointError(f"{path}: cannot be read as a checkpoint ({reason})") from None
+    if isinstance(loaded, dict):
+        loaded = next((loaded[key] for key in ("state_dict", "model") if key in loaded), loaded)
+    state = loaded.items() if isinstance(loaded, dict) else ()
+    tensors = {
+        str(name).removeprefix("module."): tensor
+        for name, tensor in state
+        if isinstance(tensor, Tensor)
+    }
+    parameters = {name: t for name, t in tensors.items() if not _BUFFERS.fullmatch(name)}
+    if not parameters:
+        raise CheckpointError(f"{path}: holds no parameters")
+    return parameters
+
+
+def _is_zip(path: Path | str) -> bool:
+    """Whether torch wrote it in its newer format, the one it can map instead of read."""
+    return zipfile.is_zipfile(path)
+
+
 def to_ours(published: dict[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
     """A published checkpoint's parameters under this project's names.
 
     Raises:
-        CheckpointError: listing what is missing.
+        CheckpointError: listing what is missing, unknown or of another shape.
     """
     names = official_names(config)
+    with torch.device("meta"):
+        shapes = {name: p.shape for name, p in build(config).named_parameters()}
+    wanted = set(names.values())
     missing = [theirs for theirs in names.values() if theirs not in published]
-    if missing:
-        raise CheckpointError(f"checkpoint lacks {len(missing)} tensors: {', '.join(missing[:5])}")
+    extra = [theirs for theirs in published if theirs not in wanted]
+    misshapen = [
+        f"{theirs} {tuple(published[theirs].shape)} instead of {tuple(shapes[ours])}"
+        for ours, theirs in names.items()
+        if theirs in published and published[theirs].shape != shapes[ours]
+    ]
+    faults = [
+        f"{len(items)} {kind}: {', '.join(items[:LISTED])}" + (", ..." * (len(items) > LISTED))
+        for kind, items in (("missing", missing), ("unknown", extra), ("misshapen", misshapen))
+        if items
+    ]
+    if faults:
+        raise CheckpointError(f"not a checkpoint of {config.name}: {'; '.join(faults)}")
     return {ours: published[theirs] for ours, theirs in names.items()}
+
+
+def import_published(
+    path: Path | str, variant: str, target: Path | str, lmbda: float | None = None
+) -> ModelInfo:
+    """Write a published checkpoint as a model file of this project.
+
+    Args:
+        variant: base, large, phi or 1b.
+        lmbda: the λ it was trained for, which the checkpoint does not say.
+
+    Raises:
+        ConfigError: for an unknown variant.
+        CheckpointError: if the checkpoint cannot be read or is not one of that variant.
+    """
+    # Published weights were trained with the published program's misplacement.
+    config = model_config(variant, overrides={"hyper_alignment": "official"})
+    try:
+        state = to_ours(read_published(path), config)
+    except CheckpointError as error:
+        message = str(error)
+        prefix = "" if message.startswith(str(path)) else f"{path}: "
+        raise CheckpointError(prefix + message) from None
+    record = {"imported_from": Path(path).name}
+    return save_model(target, state, config, lmbda=lmbda, record=record)
