@@ -96,7 +96,7 @@ def test_every_damaged_part_is_found(path: Path) -> None:
     whole = path.read_bytes()
     rng = np.random.default_rng(0)
     header = 8 + int.from_bytes(whole[:8], "little")
-    spots = [*range(0, header, 97), *rng.integers(header, len(whole), 60).tolist()]
+    spots = [*range(0, header, 199), *rng.integers(header, len(whole), 40).tolist()]
     for at in spots:
         path.write_bytes(whole[:at] + bytes([whole[at] ^ 0x11]) + whole[at + 1 :])
         try:
