@@ -18,6 +18,7 @@ MAX_PIXELS = 1 << 29
 LARGEST_ICC = 4 << 20
 """Bytes of an ICC profile."""
 
+_ORIENTATION = 0x0112  # EXIF tag
 READABLE = ("PNG", "JPEG", "WEBP", "PPM", "BMP", "TIFF", "GIF")
 WRITERS = {
     ".png": ("PNG", {}),
@@ -105,7 +106,12 @@ def picture_of(image: Image.Image | np.ndarray, name: str = "image") -> Picture:
             )
         if 0 in image.shape or (image.ndim == 3 and image.shape[2] not in (1, 3, 4)):
             raise DataError(f"{name}: has shape {image.shape}; give (H, W), (H, W, 3) or (H, W, 4)")
-        image = Image.fromarray(image[..., 0] if image.shape[2:] == (1,) else image)
+        if image.shape[2:] == (1,):
+            image = image[..., 0]
+        if image.shape[2:] != (4,):
+            check_size(image.shape[1], image.shape[0], name)
+            return Picture(image)
+        image = Image.fromarray(image)
     check_size(image.width, image.height, name)
     notices = []
     if getattr(image, "n_frames", 1) > 1:
@@ -113,7 +119,9 @@ def picture_of(image: Image.Image | np.ndarray, name: str = "image") -> Picture:
     icc = image.info.get("icc_profile") or None
     if _sixteen_bits(image):
         notices.append("16 bits a channel are reduced to 8")
-    image = ImageOps.exif_transpose(image)
+    # Pillow copies an image that is upright already, and this one may be large.
+    if image.getexif().get(_ORIENTATION, 1) != 1:
+        image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I"):
         # 65535 / 255 = 257: rounds to nearest, and takes white to white.
         levels = np.asarray(image).astype(np.int64)
