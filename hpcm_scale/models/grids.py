@@ -103,6 +103,11 @@ class StepGrids:
     def __init__(self, schedule: Schedule) -> None:
         self.schedule = schedule
 
+    @property
+    def step_scales(self) -> tuple[int, ...]:
+        """The scale each step belongs to, in coding order, counted from 0."""
+        return tuple(s for s, _ in self.schedule.steps)
+
     def pyramid(self, y: Tensor, parts: int = 1) -> list[Tensor]:
         """(B, parts·M, H, W) on every scale's grid, smallest first; the last is `y` itself."""
         grids = [y]

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from hpcm_scale.config import LossConfig
-from hpcm_scale.models.hpcm import Output
+from hpcm_scale.models.codec_network import Output
 
 PIXEL_RANGE = 255
 """The papers' λ belongs to squared errors of 8-bit values."""

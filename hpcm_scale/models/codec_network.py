@@ -1,0 +1,154 @@
+"""What every codec network shares: transforms, hyperprior, the pricing of a walk over its steps.
+
+One walk over the coding steps (`CodecNetwork.code_steps`) serves training, encoding and decoding;
+they differ in the callback that turns a step's (scale, mean) into its ŷ.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from hpcm_scale.config import ModelConfig
+from hpcm_scale.errors import DataError
+from hpcm_scale.models.density import ZPrior, bits, round_through
+from hpcm_scale.models.transforms import (
+    Run,
+    analysis,
+    directly,
+    hyper_analysis,
+    hyper_synthesis,
+    synthesis,
+)
+
+Code = Callable[[int, Tensor, Tensor], Tensor]
+"""(step, scale, mean) -> ŷ of that step; dense (B, C_k, h_k, w_k) all three."""
+
+
+class Output(NamedTuple):
+    """What one pass over a batch gives."""
+
+    x_hat: Tensor
+    """(B, 3, H, W), reconstruction; not clamped."""
+    bits: Tensor
+    """(B, scales + 1): bits of y in each scale, smallest first, then of z."""
+
+
+class Steps(Protocol):
+    """The latents of an image as the dense tensors that the coding steps handle, and back."""
+
+    @property
+    def step_scales(self) -> tuple[int, ...]:
+        """The scale each step belongs to, in coding order, counted from 0."""
+        ...
+
+    def split(self, y: Tensor) -> list[Tensor]:
+        """(B, M, H, W) -> one dense (B, C_k, h_k, w_k) tensor a step, in coding order."""
+        ...
+
+    def join(self, parts: list[Tensor]) -> Tensor:
+        """The inverse of `split`."""
+        ...
+
+    def step_shapes(self, channels: int, height: int, width: int) -> list[tuple[int, int, int]]:
+        """(C_k, h_k, w_k) of every step for latents of (M, H, W)."""
+        ...
+
+
+class CodecNetwork(nn.Module):
+    """A learned image codec; what extends it brings the steps and the context model.
+
+    Args:
+        config: of the network.
+        schedule: how the latents fall into coding steps.
+    """
+
+    def __init__(self, config: ModelConfig, schedule: Steps) -> None:
+        super().__init__()
+        self.config = config
+        self.schedule = schedule
+        self.g_a = analysis(config)
+        self.g_s = synthesis(config)
+        self.h_a = hyper_analysis(config)
+        self.h_s = self._hyper_synthesis()
+        self.z_prior = ZPrior(config.hyper_channels)
+        self.run: Run = directly
+
+    def _hyper_synthesis(self) -> nn.Module:
+        """h_s: called as h_s(ẑ, run), gives (B, 2M, h, w)."""
+        return hyper_synthesis(self.config, 2 * self.config.latent_channels)
+
+    @property
+    def stride(self) -> int:
+        """Image positions per hyper-latent position, along each side."""
+        return 64
+
+    @property
+    def image_multiple(self) -> int:
+        """What an image's sides must be multiples of."""
+        return self.stride
+
+    def checkpoint_activations(self, enabled: bool) -> None:
+        """Recompute each transform stage and coding step in backward instead of storing it."""
+        # Non-reentrant: the reentrant form loses the parameters ZeRO-3 gathers for a shared net.
+        self.run = _recomputed if enabled else directly
+
+    def forward(self, x: Tensor, noise: tuple[Tensor, Tensor] | None = None) -> Output:
+        """Price and reconstruct a batch.
+
+        Args:
+            x: (B, 3, H, W) RGB in [0, 1]; H and W multiples of `image_multiple`.
+            noise: uniform in [−½, ½) for y (B, M, H/16, W/16) and z (B, N, H/64, W/64): the
+                training rate. None prices the rounded symbols, what a file costs.
+
+        Raises:
+            DataError: if a side is not a multiple of `image_multiple`.
+        """
+        self.check_sides(x)
+        y = self.g_a(x, self.run)
+        z_hat, z_bits = self.z_prior(self.h_a(y, self.run), None if noise is None else noise[1])
+        params = self.h_s(z_hat, self.run)
+
+        targets = self.schedule.split(y)
+        noises = None if noise is None else self.schedule.split(noise[0])
+        scale_of = self.schedule.step_scales
+        spent = [x.new_zeros(x.shape[0]) for _ in range(max(scale_of) + 1)]
+
+        def code(step: int, scale: Tensor, mean: Tensor) -> Tensor:
+            residual = targets[step] - mean
+            symbols = round_through(residual)
+            priced = symbols if noises is None else residual + noises[step]
+            s = scale_of[step]
+            spent[s] = spent[s] + bits(priced, scale).flatten(1).sum(1)
+            return symbols + mean
+
+        y_hat = self.code_steps(params, code)
+        x_hat = self.g_s(y_hat, self.run)
+        return Output(x_hat, torch.stack([*spent, z_bits.flatten(1).sum(1)], dim=1))
+
+    def check_sides(self, x: Tensor) -> None:
+        """Raises DataError unless the sides of x (B, 3, H, W) suit the grids and windows."""
+        multiple = self.image_multiple
+        if x.shape[-1] % multiple or x.shape[-2] % multiple:
+            raise DataError(
+                f"image: sides {x.shape[-2]}×{x.shape[-1]} are not multiples of {multiple}, "
+                f"which {self.config.name}'s strides and windows need; pad it first"
+            )
+
+    def code_steps(self, params: Tensor, code: Code) -> Tensor:
+        """Walk the coding steps.
+
+        Args:
+            params: h_s(ẑ) (B, 2M, h, w): what the hyperprior says of every latent.
+            code: called once a step, in coding order, with dense scale and mean; returns ŷ.
+
+        Returns:
+            ŷ (B, M, h, w).
+        """
+        raise NotImplementedError
+
+
+def _recomputed(module: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+    return checkpoint(module, *inputs, use_reentrant=False)
