@@ -23,7 +23,7 @@ def init_distributed() -> tuple[int, int]:
         ("LOCAL_RANK", "0"),
         ("WORLD_SIZE", "1"),
         ("MASTER_ADDR", "127.0.0.1"),
-        ("MASTER_PORT", "29500"),
+        ("MASTER_PORT", "0"),  # any free one: only this process looks for it
     ):
         os.environ.setdefault(name, value)
     if get_accelerator().device_name() == "cpu":
@@ -95,6 +95,8 @@ def build_engine(run: RunConfig, model: ModelConfig, world_size: int) -> DeepSpe
         config_dict_or_path=config, enabled=config["zero_optimization"]["stage"] == 3
     ):
         network = build(model)
+    # DeepSpeed broadcasts parameters as bytes, which needs them contiguous (ZeRO-3's always are).
+    network.to(memory_format=torch.contiguous_format)
     network.checkpoint_activations(run.checkpoint_activations)
     # Gathered and released as one, a block costs a third of the collectives and hooks. Not the
     # blocks of shared nets: DeepSpeed 0.19 reduces a leaf's gradients at its every use.

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from hpcm_scale.config import ModelConfig, RunConfig
 from hpcm_scale.data.stream import TrainStream
+from hpcm_scale.errors import ConfigError
 from hpcm_scale.models.complexity import count_flops, count_parameters
-from hpcm_scale.models.zoo import model_config
+from hpcm_scale.models.zoo import build, model_config
 from hpcm_scale.training import checkpoint, monitor
 from hpcm_scale.training.engine import build_engine, init_distributed, uses_bf16
 from hpcm_scale.training.loss import FIGURES, RateDistortion, psnr
@@ -28,6 +29,13 @@ def train(run: RunConfig) -> None:
     """
     choice = run.model
     model = model_config(choice.variant, choice.width, choice.depth, choice.overrides)
+    with torch.device("meta"):
+        multiple = build(model).image_multiple
+    if run.data.crop % multiple:
+        raise ConfigError(
+            f"data.crop: {run.data.crop} is not a multiple of {multiple}, "
+            f"which the grids and attention windows of {model.name} need"
+        )
     rank, world = init_distributed()
     stream = TrainStream(
         run.data, seed=run.seed, global_batch=run.batch, rank=rank, world_size=world
@@ -74,9 +82,11 @@ class Trainer:
                 elapsed = time.monotonic() - mark
                 row |= self._position(step, batch["epoch"]) | {
                     "lr": self.engine.optimizer.param_groups[0]["lr"],
-                    "grad_norm": float(self.engine.get_global_grad_norm()),
                     "images_per_second": since * run.batch / elapsed,
                 }
+                norm = self.engine.get_global_grad_norm()
+                if norm is not None:  # stage 0 in fp32 keeps none
+                    row["grad_norm"] = float(norm)
                 if shown:
                     shown.row("train", step, row)
                 sums.zero_()

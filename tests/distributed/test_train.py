@@ -1,0 +1,171 @@
+"""Whole runs through the launcher: records, equal losses however spread, a usable model."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from hpcm_scale.codec.codec import Codec
+from hpcm_scale.config import LossConfig
+from hpcm_scale.data.pack import pack
+from hpcm_scale.data.recipe import read_recipe
+from hpcm_scale.data.stream import read_images
+from hpcm_scale.training.loss import RateDistortion
+from hpcm_scale.training.validate import pad
+from hpcm_scale.weights.export import export_run
+from hpcm_scale.weights.modelfile import load_model
+
+pytestmark = [pytest.mark.distributed, pytest.mark.slow]
+
+ROOT = Path(__file__).parents[2]
+BIN = Path(sys.executable).parent
+
+RUN = """
+name: small
+seed: 3
+model: {variant: base, width: 0.025}
+data: {streams: 4, workers: 0, shuffle_buffer: 4}
+optimizer: {lr: 1.0e-3}
+steps: 3
+batch: 4
+log_every: 1
+"""
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory) -> Path:
+    """Six smooth random pictures in shards, two of them for validation."""
+    folder = tmp_path_factory.mktemp("photos")
+    generator = np.random.default_rng(0)
+    for i in range(6):
+        coarse = generator.integers(0, 256, (8, 9, 3), np.uint8)
+        Image.fromarray(coarse).resize((288, 256), Image.Resampling.BICUBIC).save(
+            folder / f"{i}.png"
+        )
+    recipe = folder / "recipe.yaml"
+    recipe.write_text("{licence: made here, min_side: 256, val: {names: ['0', '1']}}")
+    pack(str(folder), folder / "shards", read_recipe(recipe))
+    return folder / "shards"
+
+
+def launch(out: Path, dataset: Path, ranks: int, *changes: str) -> subprocess.CompletedProcess:
+    """Train in `ranks` processes: through the launcher, or without it for one."""
+    config = out / "run.yaml"
+    out.mkdir(parents=True, exist_ok=True)
+    config.write_text(RUN)
+    arguments = ["launch/train.py", "--config", str(config)]
+    for change in (f"data.train={dataset}", f"out={out}", *changes):
+        arguments += ["--set", change]
+    if ranks > 1:
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            port = free.getsockname()[1]
+        head = [BIN / "deepspeed", "-q", "--num_accelerators", str(ranks)]
+        head += ["--master_port", str(port)]
+    else:
+        head = [sys.executable]
+    environment = os.environ | {"DS_ACCELERATOR": "cpu", "PATH": f"{BIN}:{os.environ['PATH']}"}
+    return subprocess.run(
+        [*map(str, head), *arguments],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+
+
+def rows(out: Path, kind: str) -> list[dict]:
+    lines = (out / "small" / "metrics.jsonl").read_text().splitlines()
+    return [row for row in map(json.loads, lines) if row["kind"] == kind]
+
+
+@pytest.fixture(scope="module")
+def two_ranks(tmp_path_factory, dataset) -> Path:
+    out = tmp_path_factory.mktemp("two")
+    done = launch(out, dataset, 2)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return out
+
+
+def test_a_run_leaves_its_records(two_ranks):
+    folder = two_ranks / "small"
+    record = json.loads((folder / "run.json").read_text())
+    assert record["config"]["seed"] == 3
+    parts = record["parameters"]
+    assert parts["total"] == parts["transform"] + parts["hyper"] + parts["context"]
+    train = rows(two_ranks, "train")
+    assert [row["step"] for row in train] == [1, 2, 3]
+    assert [row["images"] for row in train] == [4, 8, 12]
+    assert train[-1]["flops"] == pytest.approx(12 * record["flops_per_image"]["train"])
+    assert train[-1]["loss"] < train[0]["loss"]
+    assert list((folder / "tensorboard").glob("events.*"))
+
+
+def test_the_same_seed_gives_the_same_losses(two_ranks, dataset, tmp_path):
+    assert launch(tmp_path, dataset, 2).returncode == 0
+    for kind in ("train", "val"):
+        first, second = rows(two_ranks, kind), rows(tmp_path, kind)
+        assert [row["loss"] for row in first] == [row["loss"] for row in second]
+
+
+def test_one_process_micro_batches_and_stage_0_give_the_losses_of_two_ranks(
+    two_ranks, dataset, tmp_path
+):
+    changes = ["micro_batch=1", "deepspeed=zero0", "checkpoint_activations=false"]
+    done = launch(tmp_path, dataset, 1, *changes)
+    assert done.returncode == 0, done.stdout + done.stderr
+    expected = [row["loss"] for row in rows(two_ranks, "train")]
+    assert [row["loss"] for row in rows(tmp_path, "train")] == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_exported_model_has_the_checkpoints_validation_loss_and_codes_pictures(
+    two_ranks, dataset, tmp_path
+):
+    export_run(two_ranks / "small", tmp_path / "model.safetensors")
+    network = load_model(tmp_path / "model.safetensors").network
+    losses = []
+    for item in read_images(str(dataset), "val"):
+        x = item.image[None].float() / 255
+        padded = pad(x, network.image_multiple)
+        with torch.no_grad():
+            output = network(padded)
+        output = output._replace(x_hat=output.x_hat[..., : x.shape[-1]])
+        losses.append(RateDistortion(LossConfig(lmbda=0.013)).per_image(output, x)[0, 0].item())
+    assert np.mean(losses) == pytest.approx(rows(two_ranks, "val")[-1]["loss"], rel=1e-5)
+
+    codec = Codec.load(tmp_path / "model.safetensors")
+    picture = item.image.permute(1, 2, 0).numpy()
+    assert codec.decode(codec.encode(picture)).size == (288, 256)
+
+
+def test_a_second_run_in_the_same_folder_is_refused_in_one_line(two_ranks, dataset):
+    before = (two_ranks / "small" / "metrics.jsonl").read_bytes()
+    done = launch(two_ranks, dataset, 1)
+    assert done.returncode == 2
+    assert "already holds a run" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert (two_ranks / "small" / "metrics.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("data.train=/nowhere", "/nowhere"),
+        ("steps=-1", "steps: -1"),
+        ("model.overrides.heads=7", "heads: 7 does not divide"),
+        ("data.crop=200", "crop"),
+    ],
+)
+def test_what_cannot_be_used_ends_in_one_line_and_code_2(tmp_path, dataset, change, message):
+    done = launch(tmp_path, dataset, 1, change)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "small").exists()

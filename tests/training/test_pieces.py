@@ -1,0 +1,91 @@
+"""The parts of a run that need no engine: objective, learning rate, quantisation noise."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hpcm_scale.config import LossConfig, OptimizerConfig, load_run
+from hpcm_scale.errors import ConfigError
+from hpcm_scale.models.codec_network import Output
+from hpcm_scale.models.zoo import model_config
+from hpcm_scale.training.engine import deepspeed_config
+from hpcm_scale.training.loop import Trainer
+from hpcm_scale.training.loss import FIGURES, RateDistortion, psnr
+from hpcm_scale.training.schedule import learning_rate
+
+
+def test_the_objective_is_the_papers():
+    x, x_hat = torch.rand(2, 3, 8, 16), torch.rand(2, 3, 8, 16)
+    bits = torch.tensor([[1.0, 2.0, 3.0, 4.0], [10.0, 20.0, 30.0, 40.0]])
+    objective = RateDistortion(LossConfig(lmbda=0.013))
+    rows = objective.per_image(Output(x_hat, bits), x)
+    for image, row in enumerate(rows):
+        figures = dict(zip(FIGURES, row.tolist(), strict=True))
+        squared = ((x[image] * 255 - x_hat[image] * 255) ** 2).mean().item()
+        bpp = bits[image].sum().item() / 128
+        assert figures["loss"] == pytest.approx(0.013 * squared + bpp, rel=1e-5)
+        assert figures["bpp"] == pytest.approx(bpp)
+        assert figures["bpp_z"] == pytest.approx(bits[image, 3].item() / 128)
+        assert figures["bpp_y_s2"] == pytest.approx(bits[image, 1].item() / 128)
+        assert psnr(figures["mse"]) == pytest.approx(10 * np.log10(255**2 / squared), abs=1e-4)
+
+
+@given(st.integers(0, 20), st.integers(50, 500), st.floats(0, 0.5))
+def test_the_learning_rate_rises_holds_and_falls_to_nothing(warmup, steps, decay):
+    config = OptimizerConfig(lr=1.0, warmup_steps=warmup, decay_fraction=decay)
+    rates = np.array([learning_rate(config, step, steps) for step in range(steps)])
+    assert (np.diff(rates[: warmup + 1]) >= 0).all()
+    assert rates.max() == 1.0
+    assert (np.diff(rates[warmup:]) <= 0).all()
+    falling = np.flatnonzero(rates[warmup:] < 1)
+    assert len(falling) <= decay * steps
+    if decay * steps >= 2:
+        assert 0 < rates[-1] <= 1 / (decay * steps) + 1e-9
+
+
+def trainer(rank: int, world: int) -> Trainer:
+    run = SimpleNamespace(
+        seed=7, data=SimpleNamespace(crop=64), loss=LossConfig(), precision="fp32"
+    )
+    stream = SimpleNamespace(rank=rank, world_size=world)
+    engine = SimpleNamespace(device="cpu")
+    return Trainer(run, model_config("base", width=0.025), engine, stream, 0.0)
+
+
+@pytest.mark.parametrize("world", [2, 4])
+def test_noise_does_not_depend_on_the_number_of_ranks_or_micro_batches(world):
+    whole = trainer(0, 1).noise(step=5, rows=range(8))
+    for rank in range(world):
+        own = trainer(rank, world)
+        for row in range(8 // world):
+            parts = own.noise(step=5, rows=range(row, row + 1))
+            for part, all_rows in zip(parts, whole, strict=True):
+                assert torch.equal(part[0], all_rows[row * world + rank])
+
+
+def test_noise_is_uniform_around_zero_and_new_at_every_step():
+    first, second = (trainer(0, 1).noise(step, range(8))[0] for step in (0, 1))
+    assert not torch.equal(first, second)
+    assert first.min() >= -0.5
+    assert first.max() < 0.5
+    assert abs(first.mean()) < 4 / (12 * first.numel()) ** 0.5  # four standard errors
+
+
+@pytest.mark.parametrize(
+    ("change", "world", "message"),
+    [
+        ("batch=5", 2, "batch: 5 cannot be shared by 2 ranks"),
+        ("micro_batch=3", 2, "micro_batch: 3 does not divide the 4 crops of a rank"),
+        ("deepspeed=zero9", 1, "deepspeed: 'zero9' is not one of zero0, zero3"),
+    ],
+)
+def test_what_cannot_be_spread_over_the_ranks_is_refused(tmp_path, change, world, message):
+    (tmp_path / "run.yaml").write_text("{name: a, steps: 1, batch: 8, data: {train: x}}")
+    run = load_run(tmp_path / "run.yaml", [change])
+    with pytest.raises(ConfigError) as caught:
+        deepspeed_config(run, world)
+    assert message in str(caught.value)
