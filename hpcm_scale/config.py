@@ -4,6 +4,7 @@ The docstring under a field is its manual. A bad value raises ConfigError naming
 value and rule.
 """
 
+import math
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
@@ -22,6 +23,15 @@ class StrictModel(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
+CHARM_SLICES = 10
+"""Equal slices of the latent channels that a charm codes one after the other."""
+
+
+def latent_multiple(architecture: str) -> int:
+    """What the latent channels must be a multiple of: the schedule's 8 groups, charm's slices."""
+    return math.lcm(8, CHARM_SLICES) if architecture == "charm" else 8
+
+
 T = TypeVar("T", bound=StrictModel)
 
 
@@ -36,6 +46,15 @@ class SharedNetConfig(StrictModel):
     """DWConvRB(2M) after that convolution."""
 
 
+class PublishedComplexity(StrictModel):
+    """What the papers print of a variant, to stand beside the count."""
+
+    parameters_m: float | None = None
+    """Millions of parameters."""
+    kmacs_per_pixel: float
+    """Thousands of multiply-accumulates per pixel."""
+
+
 class ModelConfig(StrictModel):
     """One network of the HPCM family. The defaults are HPCM-Base (arXiv 2507.19125)."""
 
@@ -44,7 +63,7 @@ class ModelConfig(StrictModel):
     architecture: Literal["hpcm", "charm", "dcvc-dc-intra"] = "hpcm"
     """The context model: HPCM, or one of the papers' two baselines on the same transforms."""
     latent_channels: Positive = 320
-    """M, channels of the latents y; a multiple of 8, the schedule's channel groups."""
+    """M, channels of the latents y; a multiple of 8, the schedule's groups (of 40 in charm)."""
     hyper_channels: Positive = 256
     """N, channels of the hyper-latents z."""
     widths: tuple[Positive, Positive, Positive] = (96, 192, 384)
@@ -80,7 +99,9 @@ class ModelConfig(StrictModel):
     heads: Positive = 32
     """Attention heads over the 2M context channels."""
     windows: tuple[Positive, Positive, Positive] = (4, 8, 8)
-    """Side of the attention windows in S1, S2, S3, in positions of their own grid."""
+    """Side of the attention windows in S1, S2, S3, in positions of the grid they run on."""
+    published: PublishedComplexity | None = None
+    """The papers' figures for this variant; dropped by the dials."""
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Self:
@@ -89,7 +110,17 @@ class ModelConfig(StrictModel):
                 f"latent_channels: {self.latent_channels} is not a multiple of 8 "
                 "(the schedule codes M channels in 8 groups)"
             )
-        if self.fusion == "attention" and (2 * self.latent_channels) % self.heads:
+        if self.latent_channels % latent_multiple(self.architecture):
+            raise ValueError(
+                f"latent_channels: {self.latent_channels} is not a multiple of "
+                f"{latent_multiple(self.architecture)} (charm codes {CHARM_SLICES} slices)"
+            )
+        if self.architecture != "hpcm":
+            # A run would be recorded as what it is not.
+            for name in ("schedule", "hierarchical", "hyper_alignment", "fusion"):
+                if getattr(self, name) != type(self).model_fields[name].default:
+                    raise ValueError(f"{name}: only of hpcm, architecture is {self.architecture}")
+        elif self.fusion == "attention" and (2 * self.latent_channels) % self.heads:
             raise ValueError(
                 f"heads: {self.heads} does not divide 2M = {2 * self.latent_channels}, "
                 "the channels of the context"

@@ -81,6 +81,11 @@ class CodecNetwork(nn.Module):
         return hyper_synthesis(self.config, 2 * self.config.latent_channels)
 
     @property
+    def scales(self) -> int:
+        """Scales whose rates `Output.bits` tells apart."""
+        return max(self.schedule.step_scales) + 1
+
+    @property
     def stride(self) -> int:
         """Image positions per hyper-latent position, along each side."""
         return 64
@@ -114,7 +119,7 @@ class CodecNetwork(nn.Module):
         targets = self.schedule.split(y)
         noises = None if noise is None else self.schedule.split(noise[0])
         scale_of = self.schedule.step_scales
-        spent = [x.new_zeros(x.shape[0]) for _ in range(max(scale_of) + 1)]
+        spent = [x.new_zeros(x.shape[0]) for _ in range(self.scales)]
 
         def code(step: int, scale: Tensor, mean: Tensor) -> Tensor:
             residual = targets[step] - mean

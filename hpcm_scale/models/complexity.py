@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from hpcm_scale.config import ModelConfig
+from hpcm_scale.models.codec_network import CodecNetwork
+from hpcm_scale.models.hpcm import HPCM
 from hpcm_scale.models.zoo import build
 
 PARTS = ("transform", "hyper", "context")
@@ -82,6 +84,26 @@ def _unbiased() -> Iterator[None]:
         torch.set_rng_state(state)
 
 
+def _context_rows(network: CodecNetwork) -> dict[str, str]:
+    """The row that each module of the context model, "steps.3" say, belongs to."""
+    if not isinstance(network, HPCM):
+        rows = {}
+        for name, child in network.named_children():
+            if part_of(name) == "context":
+                # A list has no forward of its own, its members do.
+                lists = isinstance(child, nn.ModuleList)
+                members = [f"{name}.{i}" for i in range(len(child))] if lists else [name]
+                rows |= dict.fromkeys(members, name.replace("_", " "))
+        return rows
+    rows = {"shared_s12": "shared net S1, S2", "shared_s3": "shared net S3"}
+    scales = network.schedule.step_scales
+    for s in range(network.scales):
+        members = [f"steps.{k}" for k, scale in enumerate(scales[1:]) if scale == s]
+        members += [f"fusions.{s}"] + ([f"merges.{s - 1}"] if s else [])
+        rows |= dict.fromkeys(members, f"context S{s + 1}")
+    return rows
+
+
 @dataclass(frozen=True)
 class Share:
     """One part of a network in the complexity table."""
@@ -102,15 +124,8 @@ def complexity_table(config: ModelConfig, side: int = 256) -> list[Share]:
         network = build(config)
     flops = count_flops(config, side)
     rows = {"g_a": "g_a", "g_s": "g_s", "h_a": "h_a", "h_s": "h_s", "z_prior": "z prior"}
-    rows |= {"shared_s12": "shared net S1, S2", "shared_s3": "shared net S3"}
+    rows |= _context_rows(network)
     parameters, kmacs = dict.fromkeys(rows.values(), 0), dict.fromkeys(rows.values(), 0.0)
-    scales = [s for s, _ in network.schedule.schedule.steps]
-    for s in range(len(network.schedule.schedule.scales)):
-        row = f"context S{s + 1}"
-        parameters[row], kmacs[row] = 0, 0.0
-        members = [f"steps.{k}" for k, scale in enumerate(scales[1:]) if scale == s]
-        members += [f"fusions.{s}"] + ([f"merges.{s - 1}"] if s else [])
-        rows |= dict.fromkeys(members, row)
     for name, parameter in network.named_parameters():
         head, rest = name.split(".", 1)
         parameters[rows.get(head) or rows[f"{head}.{rest.split('.')[0]}"]] += parameter.numel()
@@ -119,7 +134,8 @@ def complexity_table(config: ModelConfig, side: int = 256) -> list[Share]:
             kmacs[row] += flops.modules.get(module, 0.0) / 2e3 / side**2
     shares = [Share(row, parameters[row], kmacs[row]) for row in parameters]
     shares.append(Share("sum", sum(parameters.values()), flops.forward / 2e3 / side**2))
-    if config.fusion == "attention":
+    if isinstance(network, HPCM) and config.fusion == "attention":
+        scales = network.schedule.step_scales
         # The last scale's fusion ran once a step but the last.
         calls = scales.count(scales[-1]) - 1
         unread = flops.modules[f"fusions.{scales[-1]}"] / calls / 2e3 / side**2

@@ -125,6 +125,9 @@ _S3 = {
     ),
 }
 
+QUADTREE = Schedule("quadtree", (_S1[4],))
+"""Four steps on one grid, that of the latents: DCVC-DC's (arXiv 2302.14402)."""
+
 
 def schedule_named(name: str) -> Schedule:
     """The schedule with the step counts of S1-S2-S3 in its name, "2-3-6" being the published one.

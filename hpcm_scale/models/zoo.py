@@ -4,11 +4,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
-from hpcm_scale.config import ModelConfig, configs_folder, parse, read_yaml
+from hpcm_scale.config import ModelConfig, configs_folder, latent_multiple, parse, read_yaml
 from hpcm_scale.errors import ConfigError
+from hpcm_scale.models.baselines.charm import Charm
+from hpcm_scale.models.baselines.dcvc_dc import DcvcDcIntra
+from hpcm_scale.models.codec_network import CodecNetwork
 from hpcm_scale.models.hpcm import HPCM
+
+ARCHITECTURES = {"hpcm": HPCM, "charm": Charm, "dcvc-dc-intra": DcvcDcIntra}
 
 
 def variants() -> list[str]:
@@ -25,7 +29,7 @@ def model_config(
         variant: a name in configs/models, or a path to such a YAML file.
         width: multiplies every channel count.
         depth: multiplies the number of residual blocks of every group that has any.
-        overrides: fields set after the dials.
+        overrides: fields set after the dials; the papers' figures no longer apply then.
 
     Raises:
         ConfigError: for an unknown variant or a configuration whose parts do not fit.
@@ -39,7 +43,8 @@ def model_config(
     if width != 1.0 or depth != 1.0:
         config = dialled(config, width, depth)
     if overrides:
-        config = parse(ModelConfig, config.model_dump() | overrides, f"{path} with overrides")
+        values = config.model_dump() | {"published": None} | overrides
+        config = parse(ModelConfig, values, f"{path} with overrides")
     return config
 
 
@@ -49,8 +54,9 @@ def dialled(config: ModelConfig, width: float, depth: float = 1.0) -> ModelConfi
     Rules, each from the family itself or the field's practice:
     - All channel counts grow in proportion, as Base -> 1B roughly does (96..384 -> 192..768): the
       shape of the network stays, so one dial gives one family (arXiv 2001.08361, section 2.1).
-    - Latent channels are rounded to 8, the schedule's channel groups; other channels to the
-      partial convolution's ratio, so that its share stays exact.
+    - Latent channels are rounded to 8, the schedule's channel groups (to 40 in charm, whose slices
+      are a tenth of them); other channels to the partial convolution's ratio, so that its share
+      stays exact.
     - Heads keep their size and follow the width in number (as in arXiv 2203.15556, table A9).
     - Block counts grow in proportion and never fall below 1 where the variant has any.
 
@@ -71,9 +77,10 @@ def dialled(config: ModelConfig, width: float, depth: float = 1.0) -> ModelConfi
 
     values = config.model_dump()
     ratio = config.partial_ratio
-    m = channels(config.latent_channels, 8)
+    m = channels(config.latent_channels, latent_multiple(config.architecture))
     head_size = 2 * config.latent_channels / config.heads
     values |= {
+        "published": None,
         "name": f"{config.name}-w{width:g}" + (f"-d{depth:g}" if depth != 1.0 else ""),
         "latent_channels": m,
         "hyper_channels": channels(config.hyper_channels, ratio),
@@ -93,6 +100,7 @@ def dialled(config: ModelConfig, width: float, depth: float = 1.0) -> ModelConfi
     return parse(ModelConfig, values, f"{config.name} at width {width:g}, depth {depth:g}")
 
 
-def build(config: ModelConfig) -> nn.Module:
+def build(config: ModelConfig) -> CodecNetwork:
     """The network of `config`, initialised by torch's global generator, in channels_last memory."""
-    return HPCM(config).to(memory_format=torch.channels_last)
+    network = ARCHITECTURES[config.architecture](config)
+    return network.to(memory_format=torch.channels_last)

@@ -16,7 +16,7 @@ from hpcm_scale.models.complexity import count_flops, count_parameters
 from hpcm_scale.models.zoo import build, model_config
 from hpcm_scale.training import checkpoint, monitor
 from hpcm_scale.training.engine import build_engine, init_distributed, uses_bf16
-from hpcm_scale.training.loss import FIGURES, RateDistortion, psnr
+from hpcm_scale.training.loss import RateDistortion, figure_names, psnr
 from hpcm_scale.training.schedule import learning_rate
 from hpcm_scale.training.validate import validate
 
@@ -67,10 +67,15 @@ class Trainer:
         self.objective = RateDistortion(run.loss)
         self.dtype = torch.bfloat16 if uses_bf16(run) else torch.float32
 
+    @property
+    def figures(self) -> tuple[str, ...]:
+        """Names of the objective's figures for the network being trained."""
+        return figure_names(self.engine.module.scales)
+
     def run_to_end(self, shown: monitor.Monitor | None) -> None:
         """Step until the run's last step, reporting to `shown` on the rank that has it."""
         run = self.run
-        sums = torch.zeros(len(FIGURES), dtype=torch.float64)
+        sums = torch.zeros(len(self.figures), dtype=torch.float64)
         since, mark = 0, time.monotonic()
         for batch in self.stream:
             sums += self.step(batch)
@@ -107,7 +112,7 @@ class Trainer:
                 return
 
     def step(self, batch: dict[str, Any]) -> Tensor:
-        """One optimizer step; returns the sums of this rank's figures over the batch, (7,)."""
+        """One optimizer step; returns the sums of this rank's figures over the batch."""
         run, engine = self.run, self.engine
         rate = learning_rate(run.optimizer, batch["step"], run.steps)
         for group in engine.optimizer.param_groups:
@@ -151,7 +156,7 @@ class Trainer:
         """Averages over all ranks of the averages `mean` of each."""
         mean = mean.to(self.engine.device)
         torch.distributed.all_reduce(mean)
-        figures = dict(zip(FIGURES, (mean / self.stream.world_size).tolist(), strict=True))
+        figures = dict(zip(self.figures, (mean / self.stream.world_size).tolist(), strict=True))
         return _with_parts(figures | {"psnr": psnr(figures["mse"])})
 
     def _position(self, step: int, epoch: int) -> dict[str, float]:

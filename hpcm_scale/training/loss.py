@@ -11,8 +11,13 @@ from hpcm_scale.models.codec_network import Output
 PIXEL_RANGE = 255
 """The papers' λ belongs to squared errors of 8-bit values."""
 
-FIGURES = ("loss", "bpp", "mse", "bpp_z", "bpp_y_s1", "bpp_y_s2", "bpp_y_s3")
-"""What `RateDistortion.per_image` gives, in order."""
+
+def figure_names(scales: int) -> tuple[str, ...]:
+    """What `RateDistortion.per_image` gives, in order, of a network with so many scales.
+
+    HPCM has three, the baselines one, whose `bpp_y_s1` is all of y.
+    """
+    return ("loss", "bpp", "mse", "bpp_z", *(f"bpp_y_s{s + 1}" for s in range(scales)))
 
 
 @dataclass(frozen=True)
@@ -29,8 +34,8 @@ class RateDistortion:
             x: (B, 3, H, W) in [0, 1].
 
         Returns:
-            (B, 7) in the order of `FIGURES`: loss, bits per pixel in all, mean squared error of
-            values in [0, 1], then bits per pixel of z and of y in each scale.
+            (B, 4 + scales) in the order of `figure_names`: loss, bits per pixel in all, mean
+            squared error of values in [0, 1], then bits per pixel of z and of y in each scale.
         """
         mse = (output.x_hat.float() - x).square().flatten(1).mean(1)
         rates = output.bits.float() / (x.shape[-2] * x.shape[-1])

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from hpcm_scale.config import DataConfig
 from hpcm_scale.data.stream import read_images
-from hpcm_scale.training.loss import FIGURES, RateDistortion, psnr
+from hpcm_scale.training.loss import RateDistortion, figure_names, psnr
 
 
 def validate(
@@ -19,7 +19,8 @@ def validate(
     """
     network = engine.module
     network.eval()
-    sums = torch.zeros(len(FIGURES) + 2, dtype=torch.float64)
+    names = (*figure_names(network.scales), "psnr")
+    sums = torch.zeros(len(names) + 1, dtype=torch.float64)
     with torch.no_grad():
         for item in read_images(data, "val", rank, world):
             x = item.image[None].to(engine.device).float() / 255
@@ -36,7 +37,6 @@ def validate(
     sums = sums.to(engine.device)
     torch.distributed.all_reduce(sums)
     *values, images = sums.tolist()
-    names = (*FIGURES, "psnr")
     return {name: value / images for name, value in zip(names, values, strict=True)}
 
 
