@@ -15,6 +15,8 @@ from hpcm_scale import __version__
 from hpcm_scale.errors import HpcmError
 
 if TYPE_CHECKING:
+    from hpcm_scale.config import ModelConfig
+    from hpcm_scale.models.complexity import Share
     from hpcm_scale.weights.modelfile import ModelInfo
 
 app = typer.Typer(
@@ -232,7 +234,8 @@ def info(
     if target in variants() or target.endswith((".yaml", ".yml")):
         from hpcm_scale.models.complexity import complexity_table
 
-        _complexity(complexity_table(model_config(target, width, depth)), target)
+        config = model_config(target, width, depth)
+        _complexity(complexity_table(config), config)
         return
     from hpcm_scale.codec.commands import describe
 
@@ -240,17 +243,28 @@ def info(
         console.print(f"{field:>18}  {value}", highlight=False, markup=False, soft_wrap=True)
 
 
-def _complexity(shares: list, title: str) -> None:
-    """Print the complexity table of a network."""
+def _complexity(shares: "list[Share]", config: "ModelConfig") -> None:
+    """Print the complexity table of a network, against the papers' figures where they give them."""
     from rich.table import Table
 
-    table = Table("part", title=title)
+    table = Table("part", title=config.name)
     table.add_column("parameters (M)", justify="right")
     table.add_column("kMACs/pixel", justify="right")
     for share in shares:
         style = "bold" if share.part.startswith(("sum", "as the papers")) else None
         millions, kmacs = f"{share.parameters / 1e6:.3f}", f"{share.kmacs_per_pixel:.2f}"
         table.add_row(share.part, millions, kmacs, style=style)
+    if config.published:
+        printed, counted = config.published, shares[-1]
+        table.add_section()
+        pairs = (
+            (printed.parameters_m, counted.parameters / 1e6),
+            (printed.kmacs_per_pixel, counted.kmacs_per_pixel),
+        )
+        table.add_row("the papers print", *("" if p is None else f"{p:.2f}" for p, _ in pairs))
+        table.add_row(
+            "difference", *("" if p is None else f"{100 * (c / p - 1):+.3f} %" for p, c in pairs)
+        )
     console.print(table)
 
 
@@ -323,6 +337,30 @@ def bench_data(
 
     console.print(bench_data(dataset, crop, images, repeats, workers=[0, 1, 2]))
     console.print(bench_resume(dataset, crop))
+
+
+@bench.command("model")
+def bench_model(
+    variant: str = typer.Argument("base", help="A variant of configs/models."),
+    width: float = typer.Option(1.0, help="Width dial."),
+    size: str = typer.Option("768x512", help="Picture size, as WIDTHxHEIGHT."),
+    repeats: int = typer.Option(5, min=1, help="Measurements; medians are shown."),
+    train: bool = typer.Option(True, help="Also a training step of 4 crops of 256x256."),
+    compiled: bool = typer.Option(False, "--compile", help="Transforms through torch.compile."),
+    threads: int | None = typer.Option(None, min=1, help="CPU threads; all cores by default."),
+) -> None:
+    """Time a network part by part, with random weights, against the sgemm peak."""
+    from hpcm_scale.errors import ConfigError
+    from hpcm_scale.models.bench import bench_model
+    from hpcm_scale.models.zoo import model_config
+
+    _device("cpu", threads)
+    sides = size.split("x")
+    if len(sides) != 2 or not all(side.isdigit() for side in sides):
+        raise ConfigError(f"--size: {size!r} is not WIDTHxHEIGHT")
+    columns, rows = map(int, sides)
+    config = model_config(variant, width)
+    console.print(bench_model(config, columns, rows, repeats, train, compiled))
 
 
 @bench.command("codec")

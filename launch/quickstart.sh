@@ -8,6 +8,8 @@ cd "$(dirname "$0")/.."
 # The environment, made once.
 bash launch/setup_env.sh
 source .venv/bin/activate
+# Said outright, so that DeepSpeed does not warn about having to guess.
+export DS_ACCELERATOR=${DS_ACCELERATOR:-$(python -c 'import torch; print("cuda" if torch.cuda.is_available() else "cpu")')}
 
 # Nine real photos, from the scikit-image and scikit-learn packages.
 rm -rf quickstart
@@ -31,7 +33,7 @@ PYTHON
 hpcm-scale pack quickstart/photos quickstart/shards --recipe shards/quickstart.yaml
 
 # 2. Three widths of one family, each under DeepSpeed ZeRO-3 in two processes.
-for width in 0.05 0.075 0.1; do
+for width in 0.025 0.05 0.1; do
     deepspeed --quiet --num_accelerators 2 launch/train.py \
         --config configs/runs/quickstart.yaml --set name="w$width" --set model.width="$width"
 done

@@ -1,22 +1,20 @@
 """How long coding takes on this machine, and what share of its arithmetic peak that is."""
 
 import resource
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from statistics import median
-from time import perf_counter
 
 import numpy as np
 import torch
 from rich.table import Table
-from torch.utils.flop_counter import FlopCounterMode
 
 from hpcm_scale.codec.codec import Codec
 from hpcm_scale.codec.commands import find_model
 from hpcm_scale.codec.images import Picture, read_picture
 from hpcm_scale.codec.results import Timing
 from hpcm_scale.errors import DataError
+from hpcm_scale.models.bench import operations, sgemm_rate
 
-_PEAK_SIDE = 2048
 _PARTS = ("network", "entropy")
 
 
@@ -51,16 +49,16 @@ def bench_codec(codec: Codec, pictures: list[Picture], repeats: int) -> Table:
     encoded = [codec.compress(picture) for picture in pictures]
     files = [result.data for result in encoded]
     decoded = [codec.decompress(data).picture.pixels for data in files]
-    operations = {
-        "encode": _operations(lambda: codec.compress(pictures[0])),
-        "decode": _operations(lambda: codec.decompress(files[0])),
+    flops = {
+        "encode": operations(lambda: codec.compress(pictures[0])),
+        "decode": operations(lambda: codec.decompress(files[0])),
     }
     timings: dict[str, list[Timing]] = {"encode": [], "decode": []}
     shares: dict[str, list[float]] = {"encode": [], "decode": []}
     peaks = []
     for _ in range(repeats):
         for i, picture in enumerate(pictures):
-            peaks.append(_sgemm())
+            peaks.append(sgemm_rate())
             results = {
                 "encode": codec.compress(picture).timing,
                 "decode": (again := codec.decompress(files[i])).timing,
@@ -70,7 +68,7 @@ def bench_codec(codec: Codec, pictures: list[Picture], repeats: int) -> Table:
             for verb, timing in results.items():
                 timings[verb].append(timing)
                 # All pictures of a bench are of one size, and so is their arithmetic.
-                shares[verb].append(operations[verb] / timing.network / peaks[-1])
+                shares[verb].append(flops[verb] / timing.network / peaks[-1])
 
     size = f"{pictures[0].width}x{pictures[0].height}"
     table = Table(title=f"{codec.info.label}, {len(pictures)} pictures of {size}, medians")
@@ -90,22 +88,7 @@ def bench_codec(codec: Codec, pictures: list[Picture], repeats: int) -> Table:
     bits = sum(8 * len(data) for data in files) / sum(r.width * r.height for r in encoded)
     table.caption = (
         f"{torch.get_num_threads()} threads, sgemm {median(peaks) / 1e9:.0f} GFLOP/s, "
-        f"{operations['encode'] / 1e9:.0f} and {operations['decode'] / 1e9:.0f} GFLOP a picture, "
+        f"{flops['encode'] / 1e9:.0f} and {flops['decode'] / 1e9:.0f} GFLOP a picture, "
         f"peak memory {resident:.2f} GiB, {bits:.4f} bpp"
     )
     return table
-
-
-def _operations(run: Callable[[], object]) -> int:
-    """Floating-point operations of products and convolutions, two to a multiply-accumulate."""
-    with FlopCounterMode(display=False) as counter:
-        run()
-    return counter.get_total_flops()
-
-
-def _sgemm() -> float:
-    """Floating-point operations a second of a large matrix product."""
-    a = torch.rand(_PEAK_SIDE, _PEAK_SIDE)
-    start = perf_counter()
-    a @ a
-    return 2 * _PEAK_SIDE**3 / (perf_counter() - start)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from hpcm_scale.codec.tables import Tables
-from hpcm_scale.models.hpcm import HPCM
+from hpcm_scale.models.codec_network import CodecNetwork
 
 CodeStep = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 """(step, table index, mean, scale) -> symbols of the step, int32; all dense (B, C_k, h_k, w_k).
@@ -43,7 +43,7 @@ class FloatPath:
 
     portable = False
 
-    def __init__(self, network: HPCM, tables: Tables) -> None:
+    def __init__(self, network: CodecNetwork, tables: Tables) -> None:
         self._network = network
         self._boundaries = torch.from_numpy(tables.boundaries).to(network.z_prior.mean.device)
 

@@ -13,10 +13,10 @@ from hpcm_scale.codec.tiles import (
     piece_side,
     synthesis_reach,
 )
-from hpcm_scale.models.hpcm import HPCM
+from hpcm_scale.models.codec_network import CodecNetwork
 
 
-def analyse(network: HPCM, pictures: list[np.ndarray], memory: int) -> Tensor:
+def analyse(network: CodecNetwork, pictures: list[np.ndarray], memory: int) -> Tensor:
     """g_a of pictures of one size, each padded to its canvas.
 
     Args:
@@ -48,7 +48,7 @@ def analyse(network: HPCM, pictures: list[np.ndarray], memory: int) -> Tensor:
 
 
 def synthesise(
-    network: HPCM, y_hat: Tensor, size: tuple[int, int], grey: bool, memory: int
+    network: CodecNetwork, y_hat: Tensor, size: tuple[int, int], grey: bool, memory: int
 ) -> np.ndarray:
     """g_s as 8-bit pixels.
 

@@ -66,6 +66,13 @@ def insert(small: Tensor, large: Tensor, kept: Offsets, parts: int = 1) -> Tenso
     return _from_groups(out)
 
 
+def insert_into_zeros(small: Tensor, kept: Offsets) -> Tensor:
+    """`small` (B, M, h, w) where it was kept from, zeros elsewhere: (B, M, 2h, 2w)."""
+    b, m, h, w = small.shape
+    empty = small.new_zeros(b, 2 * h, 2 * w, m).permute(0, 3, 1, 2)
+    return insert(small, empty, kept)
+
+
 @lru_cache(maxsize=256)
 def _misplacement(height: int, width: int, device: torch.device) -> Tensor:
     """(1, H·W, 1, 8, 1) int64: where the published program reads the value for each S2 position."""
@@ -114,6 +121,18 @@ class StepGrids:
         for scale in reversed(self.schedule.scales[1:]):
             grids.insert(0, extract(grids[0], scale.kept, parts))
         return grids
+
+    def narrow(self, x: Tensor, scale: int, parts: int = 1) -> Tensor:
+        """What the grid of `scale` keeps of the largest: (B, parts·M, H, W) -> (.., h, w)."""
+        for larger in reversed(self.schedule.scales[scale + 1 :]):
+            x = extract(x, larger.kept, parts)
+        return x
+
+    def widen(self, x: Tensor, scale: int) -> Tensor:
+        """A tensor on the grid of `scale` within the largest, zeros elsewhere."""
+        for larger in self.schedule.scales[scale + 1 :]:
+            x = insert_into_zeros(x, larger.kept)
+        return x
 
     def split(self, y: Tensor) -> list[Tensor]:
         """(B, M, H, W) -> one dense (B, C_k, h_k, w_k) tensor a step, in coding order."""

@@ -3,6 +3,7 @@
 from torch import Tensor, nn
 
 from hpcm_scale.config import ModelConfig
+from hpcm_scale.errors import ConfigError
 from hpcm_scale.models import grids
 from hpcm_scale.models.blocks import Conv1x1
 from hpcm_scale.models.codec_network import Code, CodecNetwork
@@ -15,6 +16,12 @@ class HPCM(CodecNetwork):
 
     def __init__(self, config: ModelConfig) -> None:
         tables = schedule_named(config.schedule)
+        for scale in tables.scales:
+            if config.latent_channels % scale.groups:
+                raise ConfigError(
+                    f"latent_channels: {config.latent_channels} is not a multiple of "
+                    f"{scale.groups}, the channel groups of schedule {config.schedule}"
+                )
         super().__init__(config, grids.StepGrids(tables))
         m = config.latent_channels
         self.shared_s12 = SharedNet(m, config.shared_s12)
@@ -38,7 +45,8 @@ class HPCM(CodecNetwork):
             pixels = 16 << (len(scales) - 1 - s)
             period = max(len(table[0]) for table in scale.steps)
             window = self.config.windows[s] if self.fusions else 1
-            multiple = max(multiple, pixels * max(period, window))
+            window_pixels = (pixels if self.config.hierarchical else 16) * window
+            multiple = max(multiple, pixels * period, window_pixels)
         return multiple
 
     def code_steps(self, params: Tensor, code: Code) -> Tensor:
@@ -52,8 +60,9 @@ class HPCM(CodecNetwork):
             ŷ (B, M, h, w).
         """
         schedule = self.schedule.schedule
+        hierarchical = self.config.hierarchical
         pyramid = self.schedule.pyramid(params, parts=2)
-        context, y_hat = pyramid[0], None
+        context, y_hat = (pyramid[0] if hierarchical else params), None
         for k, (s, table) in enumerate(schedule.steps):
             scale = schedule.scales[s]
             if k and s != schedule.steps[k - 1][0]:
@@ -63,8 +72,11 @@ class HPCM(CodecNetwork):
             else:
                 shared = self.shared_s3 if s == len(schedule.scales) - 1 else self.shared_s12
                 psi = self.run(self.steps[k - 1], context, y_hat, shared)
-            coded = code(k, *grids.take(psi, table, scale.groups, parts=2).chunk(2, dim=1))
+            on_scale = psi if hierarchical else self.schedule.narrow(psi, s, parts=2)
+            coded = code(k, *grids.take(on_scale, table, scale.groups, parts=2).chunk(2, dim=1))
             placed = grids.place(coded, table, scale.groups)
+            if not hierarchical:
+                placed = self.schedule.widen(placed, s)
             y_hat = placed if y_hat is None else y_hat + placed
             # The context after the last step is read by nothing.
             if 0 < k < len(schedule.steps) - 1:
@@ -75,13 +87,13 @@ class HPCM(CodecNetwork):
         self, s: int, context: Tensor, y_hat: Tensor, params: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Context and latents so far of scale s−1 on the grid of scale s, with s's `params`."""
+        if not self.config.hierarchical:
+            return self.merges[s - 1](context), y_hat
         kept = self.schedule.schedule.scales[s].kept
         if s == 1 and self.config.hyper_alignment == "official":
             params = grids.misplace(params)
         context = self.merges[s - 1](grids.insert(context, params, kept, parts=2))
-        b, m, h, w = y_hat.shape
-        empty = y_hat.new_zeros(b, 2 * h, 2 * w, m).permute(0, 3, 1, 2)
-        return context, grids.insert(y_hat, empty, kept)
+        return context, grids.insert_into_zeros(y_hat, kept)
 
     def _fuse(self, s: int, psi: Tensor, context: Tensor) -> Tensor:
         if self.config.fusion == "attention":

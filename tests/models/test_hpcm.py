@@ -35,11 +35,16 @@ def coded(network: HPCM, params: torch.Tensor, y: torch.Tensor):
 @given(
     st.sampled_from(VARIANTS),
     st.sampled_from(["2-3-6", "2-3-3", "2-3-12", "4-3-6"]),
-    st.sampled_from(["aligned", "official"]),
+    st.sampled_from(["aligned", "official", "no hierarchy"]),
     st.data(),
 )
 def test_a_step_reads_no_latent_it_has_yet_to_code(variant, schedule, alignment, data):
-    network = small(variant, schedule=schedule, hyper_alignment=alignment)
+    kind = (
+        {"hierarchical": False, "windows": (16, 16, 16)}
+        if alignment == "no hierarchy"
+        else {"hyper_alignment": alignment}
+    )
+    network = small(variant, schedule=schedule, **kind)
     m = network.config.latent_channels
     params = torch.randn(1, 2 * m, 16, 16, dtype=torch.float64)
     y = 3 * torch.randn(1, m, 16, 16, dtype=torch.float64)
@@ -139,11 +144,12 @@ def test_sides_the_grids_and_windows_cannot_divide_are_refused(variant, multiple
         ({"partial_ratio": 200}, "partial_ratio: 200 is above the 96 channels"),
         ({"depth": 3}, "depth: unknown key"),
         ({"heads": 0}, "heads: 0: input should be greater than 0"),
+        ({"latent_channels": 24, "heads": 2, "schedule": "2-3-12"}, "24 is not a multiple of 16"),
     ],
 )
 def test_parts_that_do_not_fit_are_refused_by_name(overrides, message):
-    with pytest.raises(ConfigError, match=message):
-        model_config("base", overrides=overrides)
+    with pytest.raises(ConfigError, match=message), torch.device("meta"):
+        build(model_config("base", overrides=overrides))
 
 
 @given(st.floats(0.01, 2.5), st.floats(0.2, 2))
