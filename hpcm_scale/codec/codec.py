@@ -39,7 +39,7 @@ from hpcm_scale.codec.tiles import (
     largest_tile,
 )
 from hpcm_scale.codec.transforms import analyse, dense, synthesise
-from hpcm_scale.errors import BitstreamError, CheckpointError, DataError
+from hpcm_scale.errors import BitstreamError, DataError
 from hpcm_scale.models.density import bits
 from hpcm_scale.weights.modelfile import LoadedModel, load_model
 
@@ -66,19 +66,11 @@ class Codec:
         memory: bytes the network may work in. Beside it there are the parameters and 8 bytes a
             pixel or so, for the picture and its latents. Pictures that do not fit are cut into
             tiles; decoding needs what encoding was given.
-
-    Raises:
-        CheckpointError: if the model's architecture has no coding steps.
     """
 
     def __init__(
         self, model: LoadedModel, path: EntropyPath | None = None, memory: int = MEMORY
     ) -> None:
-        if not hasattr(model.network, "code_steps"):
-            raise CheckpointError(
-                f"{model.info.path}: architecture {model.info.config.architecture!r} can be "
-                "trained and compared, but not coded with; use an hpcm model"
-            )
         self.info = model.info
         self._network = model.network
         self._tables = model.tables

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from hpcm_scale.config import ModelConfig, SharedNetConfig
-from hpcm_scale.errors import CheckpointError
+from hpcm_scale.errors import CheckpointError, ConfigError
 from hpcm_scale.models.schedule import schedule_named
 from hpcm_scale.models.zoo import build, model_config
 from hpcm_scale.weights.modelfile import ModelInfo, save_model
@@ -197,9 +197,11 @@ def import_published(
         lmbda: the λ it was trained for, which the checkpoint does not say.
 
     Raises:
-        ConfigError: for an unknown variant.
+        ConfigError: for an unknown variant, or one that is not an HPCM.
         CheckpointError: if the checkpoint cannot be read or is not one of that variant.
     """
+    if model_config(variant).architecture != "hpcm":
+        raise ConfigError(f"--variant: {variant} was not published; use base, large, phi or 1b")
     # Published weights were trained with the published program's misplacement.
     config = model_config(variant, overrides={"hyper_alignment": "official"})
     try:
