@@ -8,6 +8,7 @@ does not. Parameters keep the shapes of the convolutions they are.
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx
 
 SLOPE = 0.01
 """Negative slope of every LeakyReLU (the published program's default)."""
@@ -67,6 +68,90 @@ def up(inputs: int, outputs: int, kernel: int) -> nn.Module:
     return nn.ConvTranspose2d(inputs, outputs, kernel, stride=2, padding=1)
 
 
+CPU_ROWS = 2048
+"""Positions of a 1×1 pair handled at a time on a CPU: their hidden channels stay in its cache."""
+
+
+class _ResidualPair(torch.autograd.Function):
+    """x + W₂·LeakyReLU(W₁·h + b₁) + b₂ over rows of positions, some rows at a time.
+
+    All at once, the hidden channels of a picture go to memory and back between every two
+    operations, which on a CPU costs as much as the products themselves.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: FunctionCtx, x: Tensor, h: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor
+    ) -> Tensor:
+        positions, rows = len(x), _rows(x)
+        keep = any(ctx.needs_input_grad)
+        hidden = x.new_empty(positions if keep else min(rows, positions), len(w1))
+        out = torch.empty_like(x)
+        for start in range(0, positions, rows):
+            part = slice(start, min(start + rows, positions))
+            t = hidden[part] if keep else hidden[: part.stop - start]
+            torch.addmm(b1, h[part], w1.flatten(1).t(), out=t)
+            F.leaky_relu(t, SLOPE, inplace=True)
+            o = torch.add(x[part], b2, out=out[part])
+            torch.addmm(o, t, w2.flatten(1).t(), out=o)
+        if keep:
+            ctx.save_for_backward(h, hidden, w1, w2)
+        return out
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor, ...]:
+        h, hidden, w1, w2 = ctx.saved_tensors
+        positions, rows = len(h), _rows(h)
+        grad = grad.contiguous()
+        grad_h, grad_b1 = torch.empty_like(h), h.new_zeros(len(w1))
+        grad_w1, grad_w2 = torch.zeros_like(w1.flatten(1)), torch.zeros_like(w2.flatten(1))
+        for start in range(0, positions, rows):
+            part = slice(start, min(start + rows, positions))
+            t, g = hidden[part], grad[part]
+            torch.addmm(grad_w2, g.t(), t, out=grad_w2)
+            # The slope is positive, so the sign of the result is that of what went in.
+            through = torch.ops.aten.leaky_relu_backward(g @ w2.flatten(1), t, SLOPE, True)
+            torch.addmm(grad_w1, through.t(), h[part], out=grad_w1)
+            grad_b1 += through.sum(0)
+            torch.mm(through, w1.flatten(1), out=grad_h[part])
+        return grad, grad_h, grad_w1.view_as(w1), grad_b1, grad_w2.view_as(w2), grad.sum(0)
+
+
+def _rows(x: Tensor) -> int:
+    """Positions handled at a time."""
+    return CPU_ROWS if x.device.type == "cpu" else len(x)
+
+
+class ResidualPair(nn.Module):
+    """x + a pair of 1×1 convolutions C -> mC -> C of h, with LeakyReLU between them.
+
+    Owns both convolutions' parameters itself, because it uses them in one operation and ZeRO-3
+    gathers a parameter for the forward of its owner.
+    """
+
+    def __init__(self, channels: int, expansion: int) -> None:
+        super().__init__()
+        first, second = (
+            nn.Conv2d(channels, expansion * channels, 1),
+            nn.Conv2d(expansion * channels, channels, 1),
+        )
+        self.expand_weight, self.expand_bias = first.weight, first.bias
+        self.project_weight, self.project_bias = second.weight, second.bias
+
+    def forward(self, x: Tensor, h: Tensor) -> Tensor:
+        """(B, C, H, W) twice -> (B, C, H, W)."""
+        b, c, height, width = x.shape
+        rows = _ResidualPair.apply(
+            x.permute(0, 2, 3, 1).reshape(-1, c),
+            h.permute(0, 2, 3, 1).reshape(-1, c),
+            self.expand_weight,
+            self.expand_bias,
+            self.project_weight,
+            self.project_bias,
+        )
+        return rows.view(b, height, width, c).permute(0, 3, 1, 2)
+
+
 class PConvRB(nn.Module):
     """Residual block with a partial convolution: 3×3 on the first C/r channels, then a 1×1 pair.
 
@@ -76,14 +161,12 @@ class PConvRB(nn.Module):
     def __init__(self, channels: int, ratio: int, expansion: int) -> None:
         super().__init__()
         self.partial = nn.Conv2d(channels // ratio, channels // ratio, 3, padding=1)
-        self.expand = Conv1x1(channels, expansion * channels)
-        self.project = Conv1x1(expansion * channels, channels)
+        self.pair = ResidualPair(channels, expansion)
 
     def forward(self, x: Tensor) -> Tensor:
         mixed = self.partial.in_channels
         spatial = self.partial(x[:, :mixed])
-        h = self.expand(torch.cat([spatial, x[:, mixed:]], dim=1))
-        return x + self.project(F.leaky_relu(h, SLOPE, inplace=True))
+        return self.pair(x, torch.cat([spatial, x[:, mixed:]], dim=1))
 
 
 class DWConvRB(nn.Module):
@@ -92,9 +175,7 @@ class DWConvRB(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.depthwise = nn.Conv2d(channels, channels, 3, padding=1, groups=channels)
-        self.expand = Conv1x1(channels, 2 * channels)
-        self.project = Conv1x1(2 * channels, channels)
+        self.pair = ResidualPair(channels, 2)
 
     def forward(self, x: Tensor) -> Tensor:
-        h = self.expand(self.depthwise(x))
-        return x + self.project(F.leaky_relu(h, SLOPE, inplace=True))
+        return self.pair(x, self.depthwise(x))

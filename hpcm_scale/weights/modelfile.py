@@ -195,8 +195,11 @@ def _info(path: Path, metadata: Mapping[str, str]) -> ModelInfo:
 
 
 def _check_parameters(tensors: Mapping[str, Tensor], config: ModelConfig, source: str) -> None:
-    with init_empty_weights():
-        wanted = {name: tensor.shape for name, tensor in build(config).state_dict().items()}
+    try:
+        with init_empty_weights():
+            wanted = {name: tensor.shape for name, tensor in build(config).state_dict().items()}
+    except ConfigError as error:
+        raise CheckpointError(f"{source}: holds no network that can be built ({error})") from None
     missing, unknown = sorted(wanted.keys() - tensors), sorted(tensors.keys() - wanted)
     if missing or unknown:
         raise CheckpointError(

@@ -34,7 +34,8 @@ def official_names(config: ModelConfig) -> dict[str, str]:
     """Our parameter name -> the published one, for every parameter of an HPCM of `config`."""
     names = {"z_prior.mean": "means_hyper", "z_prior.scale": "scales_hyper"}
     for ours, theirs in _modules(config):
-        names |= {f"{ours}.{kind}": f"{theirs}.{kind}" for kind in _CONV}
+        join = "_" if ours.endswith((".pair.expand", ".pair.project")) else "."
+        names |= {f"{ours}{join}{kind}": f"{theirs}.{kind}" for kind in _CONV}
     scales = schedule_named(config.schedule).scales
     for k in range(sum(len(scale.steps) for scale in scales) - 1):
         names[f"steps.{k}.scale"] = f"adaptive_params_list.{k}"
@@ -89,14 +90,14 @@ def _transforms(config: ModelConfig) -> Iterator[tuple[str, list[list[str]]]]:
 
 def _partial(ours: str, theirs: str) -> Iterator[tuple[str, str]]:
     yield f"{ours}.partial", f"{theirs}.branch.0.pconv"
-    yield f"{ours}.expand", f"{theirs}.branch.1"
-    yield f"{ours}.project", f"{theirs}.branch.3"
+    yield f"{ours}.pair.expand", f"{theirs}.branch.1"
+    yield f"{ours}.pair.project", f"{theirs}.branch.3"
 
 
 def _depthwise(ours: str, theirs: str) -> Iterator[tuple[str, str]]:
     yield f"{ours}.depthwise", f"{theirs}.branch.0"
-    yield f"{ours}.expand", f"{theirs}.branch.1"
-    yield f"{ours}.project", f"{theirs}.branch.3"
+    yield f"{ours}.pair.expand", f"{theirs}.branch.1"
+    yield f"{ours}.pair.project", f"{theirs}.branch.3"
 
 
 def _shared(ours: str, theirs: str, net: SharedNetConfig) -> Iterator[tuple[str, str]]:

@@ -1,0 +1,51 @@
+"""The fused pair of 1×1 convolutions against the plain operations, values and gradients."""
+
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hpcm_scale.models import blocks
+
+
+@given(st.integers(1, 3), st.integers(1, 9), st.integers(1, 70), st.integers(1, 3), st.data())
+def test_the_residual_pair_is_its_definition(batch, height, width, expansion, data):
+    seed = data.draw(st.integers(0, 2**31))
+    generator = torch.manual_seed(seed)
+    pair = blocks.ResidualPair(4, expansion).double()
+    shape = (batch, 4, height, width)
+    x, h = (
+        torch.randn(shape, dtype=torch.float64, generator=generator).requires_grad_()
+        for _ in range(2)
+    )
+    inputs = (x, h, *pair.parameters())
+    hidden = F.leaky_relu(F.conv2d(h, pair.expand_weight, pair.expand_bias), blocks.SLOPE)
+    expected = x + F.conv2d(hidden, pair.project_weight, pair.project_bias)
+    # Fewer rows at a time than positions, and a rest that does not fill them.
+    rows, blocks.CPU_ROWS = blocks.CPU_ROWS, 64
+    try:
+        found = pair(x, h)
+        weights = torch.randn(shape, dtype=torch.float64, generator=generator)
+        gradients = torch.autograd.grad(found, inputs, weights)
+        with torch.no_grad():
+            assert torch.equal(pair(x, h), found)
+    finally:
+        blocks.CPU_ROWS = rows
+    assert torch.allclose(found, expected)
+    for one, other in zip(gradients, torch.autograd.grad(expected, inputs, weights), strict=True):
+        assert torch.allclose(one, other)
+
+
+def test_compiled_transforms_and_context_nets_give_the_same():
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(blocks.PConvRB(8, 4, 4), blocks.DWConvRB(8), blocks.Down2x2(8, 4))
+    x = torch.randn(1, 8, 16, 16).contiguous(memory_format=torch.channels_last)
+    expected = net(x)
+    compiled = torch.compile(net)
+    assert torch.allclose(compiled(x), expected, atol=1e-5)
+    gradients = [
+        torch.autograd.grad(run(x).square().sum(), list(net.parameters()))
+        for run in (net, compiled)
+    ]
+    for one, other in zip(*gradients, strict=True):
+        assert torch.allclose(one, other, rtol=1e-3, atol=1e-4)
