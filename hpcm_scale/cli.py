@@ -229,6 +229,7 @@ def info(
     depth: float = typer.Option(1.0, help="Depth dial, for a variant."),
 ) -> None:
     """Say what a file is, or count a variant's parameters and arithmetic."""
+    from hpcm_scale.errors import ConfigError
     from hpcm_scale.models.zoo import model_config, variants
 
     if target in variants() or target.endswith((".yaml", ".yml")):
@@ -237,6 +238,9 @@ def info(
         config = model_config(target, width, depth)
         _complexity(complexity_table(config), config)
         return
+    if not Path(target).is_file():
+        names = ", ".join(variants())
+        raise ConfigError(f"{target}: is neither a file nor one of the variants {names}")
     from hpcm_scale.codec.commands import describe
 
     for field, value in describe(target):

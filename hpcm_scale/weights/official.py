@@ -140,7 +140,7 @@ def read_published(path: Path | str) -> dict[str, Tensor]:
         else:
             loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
     except (OSError, RuntimeError, ValueError, EOFError, KeyError, UnpicklingError) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise CheckpointError(f"{path}: cannot be read as a checkpoint ({reason})") from None
     if isinstance(loaded, dict):
         loaded = next((loaded[key] for key in ("state_dict", "model") if key in loaded), loaded)

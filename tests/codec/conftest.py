@@ -31,7 +31,7 @@ def save_tiny(path: Path, seed: int = 0, **overrides: object) -> ModelInfo:
         # spread scales over the tables, some too small so that escapes are used, and means off 0.
         network.g_a[-1][0].weight *= 10
         network.h_a[-1][-1].weight *= 3
-        network.h_s[-1][-1].project.bias += torch.cat(
+        network.h_s[-1][-1].pair.project_bias += torch.cat(
             [torch.linspace(0.1, 8, m), torch.linspace(-2, 2, m)]
         )
         for step in network.steps:
