@@ -387,12 +387,12 @@ def main() -> None:
     """Entry point: a user's error becomes one line on stderr and exit code 2."""
     try:
         app()
-    except HpcmError as error:
+    except BrokenPipeError:
+        sys.exit(1)
+    except (HpcmError, OSError) as error:  # a full disk or a read-only folder is no bug either
         line = Text.assemble(("hpcm-scale: ", "red"), " ".join(str(error).split()))
         errors.print(line, soft_wrap=True)
         sys.exit(2)
-    except BrokenPipeError:
-        sys.exit(1)
 
 
 if __name__ == "__main__":
