@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from hpcm_scale.config import ModelConfig
 from hpcm_scale.errors import DataError
-from hpcm_scale.models.density import ZPrior, bits, round_through
+from hpcm_scale.models.density import ZPrior, bits, round_through, widened
 from hpcm_scale.models.transforms import (
     Run,
     analysis,
@@ -119,15 +119,16 @@ class CodecNetwork(nn.Module):
         targets = self.schedule.split(y)
         noises = None if noise is None else self.schedule.split(noise[0])
         scale_of = self.schedule.step_scales
-        spent = [x.new_zeros(x.shape[0]) for _ in range(self.scales)]
+        spent = [z_bits.new_zeros(x.shape[0]) for _ in range(self.scales)]
 
         def code(step: int, scale: Tensor, mean: Tensor) -> Tensor:
-            residual = targets[step] - mean
+            mean = widened(mean)
+            residual = widened(targets[step]) - mean
             symbols = round_through(residual)
             priced = symbols if noises is None else residual + noises[step]
             s = scale_of[step]
-            spent[s] = spent[s] + bits(priced, scale).flatten(1).sum(1)
-            return symbols + mean
+            spent[s] = spent[s] + bits(priced, widened(scale)).flatten(1).sum(1)
+            return (symbols + mean).to(y.dtype)
 
         y_hat = self.code_steps(params, code)
         x_hat = self.g_s(y_hat, self.run)

@@ -69,6 +69,11 @@ def round_through(x: Tensor) -> Tensor:
     return _Round.apply(x)
 
 
+def widened(x: Tensor) -> Tensor:
+    """`x`, in float32 if it is of half precision: a likelihood is a difference of close numbers."""
+    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+
+
 def bits(residual: Tensor, scale: Tensor) -> Tensor:
     """What it costs to code `residual` = symbol (or y − mean + noise), in bits.
 
@@ -102,7 +107,8 @@ class ZPrior(nn.Module):
         Returns:
             ẑ like z, and the bits of each element.
         """
-        residual = z - self.mean
+        mean = widened(self.mean)
+        residual = widened(z) - mean
         symbols = round_through(residual)
         priced = symbols if noise is None else residual + noise
-        return symbols + self.mean, bits(priced, self.scale)
+        return (symbols + mean).to(z.dtype), bits(priced, widened(self.scale))

@@ -144,7 +144,7 @@ class Trainer:
             generator = np.random.default_rng((self.run.seed, step, place))
             generator.random(dtype=np.float32, out=drawn[i])
         drawn -= 0.5
-        both = torch.from_numpy(drawn).to(self.engine.device, self.dtype)
+        both = torch.from_numpy(drawn).to(self.engine.device)
         y, z = both.split([m * h * h, n * small * small], dim=1)
         return y.reshape(-1, m, h, h), z.reshape(-1, n, small, small)
 

@@ -117,6 +117,16 @@ def test_a_batch_is_its_images():
     assert torch.allclose(together.bits, torch.cat([one.bits for one in alone]), rtol=1e-9)
 
 
+def test_rates_are_summed_in_single_precision_under_bf16():
+    network = small().to(torch.bfloat16).eval()
+    x = torch.rand(1, 3, 256, 256)
+    with torch.no_grad():
+        half = network(x.to(torch.bfloat16))
+        single = network.float()(x)
+    assert half.bits.dtype == torch.float32
+    assert torch.allclose(half.bits, single.bits, rtol=0.05)
+
+
 def test_memory_layout_changes_nothing():
     network = small().eval()
     x = torch.rand(1, 3, 256, 256, dtype=torch.float64)
