@@ -12,7 +12,10 @@ from torch import Tensor
 from hpcm_scale.models.schedule import Offsets, Schedule, Table
 
 
+# Tables are made once for all callers, so outside inference mode: training could not save for its
+# backward pass what an encoder made.
 @lru_cache(maxsize=1024)
+@torch.inference_mode(False)
 def _group_index(table: Table, height: int, width: int, device: torch.device) -> Tensor:
     """(1, H, W, 1, k, 1) int64: the channel groups that `table` activates at each position."""
     block = torch.tensor(table, device=device)  # (k, p, p)
@@ -74,11 +77,14 @@ def insert_into_zeros(small: Tensor, kept: Offsets) -> Tensor:
 
 
 @lru_cache(maxsize=256)
+@torch.inference_mode(False)
 def _misplacement(height: int, width: int, device: torch.device) -> Tensor:
     """(1, H·W, 1, 8, 1) int64: where the published program reads the value for each S2 position."""
-    position = torch.arange(height * width).view(height, width)
-    rows = torch.arange(height)[:, None] % 2
-    columns = torch.arange(width)[None, :] % 2
+    # On the CPU whatever the default device: picking by mask needs values, and meta has none.
+    cpu = torch.device("cpu")
+    position = torch.arange(height * width, device=cpu).view(height, width)
+    rows = torch.arange(height, device=cpu)[:, None] % 2
+    columns = torch.arange(width, device=cpu)[None, :] % 2
 
     def all_but(offset: tuple[int, int]) -> Tensor:
         return position[~((rows == offset[0]) & (columns == offset[1]))]

@@ -41,6 +41,14 @@ def test_the_parts_add_up(variant):
     assert sum(s.kmacs_per_pixel for s in parts) == pytest.approx(total.kmacs_per_pixel)
 
 
+def test_the_published_misplacement_costs_no_arithmetic():
+    aligned, official = (
+        count_flops(model_config("base", width=0.05, overrides={"hyper_alignment": alignment}))
+        for alignment in ("aligned", "official")
+    )
+    assert official.forward == aligned.forward
+
+
 def test_arithmetic_grows_with_the_area():
     config = model_config("phi", width=0.1)
     small, large = count_flops(config, 256), count_flops(config, 512)

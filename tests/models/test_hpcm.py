@@ -117,6 +117,16 @@ def test_a_batch_is_its_images():
     assert torch.allclose(together.bits, torch.cat([one.bits for one in alone]), rtol=1e-9)
 
 
+@pytest.mark.parametrize("alignment", ["aligned", "official"])
+def test_a_network_that_has_coded_in_inference_mode_can_be_trained(alignment):
+    network = small(hyper_alignment=alignment)
+    x = torch.rand(1, 3, 256, 768, dtype=torch.float64)  # a size no other test has made tables for
+    with torch.inference_mode():
+        network(x)
+    network(x).bits.sum().backward()
+    assert network.steps[0].scale.grad is not None
+
+
 def test_rates_are_summed_in_single_precision_under_bf16():
     network = small().to(torch.bfloat16).eval()
     x = torch.rand(1, 3, 256, 256)
