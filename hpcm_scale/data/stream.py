@@ -136,6 +136,11 @@ class TrainStream:
                 batch_size=None,
                 num_workers=self.data.workers,
                 prefetch_factor=2 if self.data.workers else None,
+                # A forked worker shares the poll set of the connections fsspec has open here, and
+                # takes them out of it when it ends: the next remote read would wait for ever.
+                multiprocessing_context=(
+                    "spawn" if self.data.workers and is_remote(self.data.train) else None
+                ),
                 # Its own: from the global one it would draw a seed, and a resumed run would draw
                 # once more than one that never stopped.
                 generator=torch.Generator(),
