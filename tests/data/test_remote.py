@@ -140,7 +140,7 @@ def test_dropped_connections_are_tried_again(dataset, server, tmp_path, caplog):
     assert sum(server.drops.values()) + sum(server.lies.values()) == 0
 
 
-@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.distributed)])
+@pytest.mark.parametrize("workers", [0])  # a spawned worker waits the real back-off, minutes
 def test_a_server_that_keeps_failing_is_a_clear_error(dataset, server, tmp_path, workers: int):
     shard = read_manifest(str(dataset)).split("train", "").shards[0]
     server.drops[shard.path] = 1000
