@@ -4,6 +4,7 @@ One walk over the coding steps (`CodecNetwork.code_steps`) serves training, enco
 they differ in the callback that turns a step's (scale, mean) into its ŷ.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
@@ -57,7 +58,7 @@ class Steps(Protocol):
         ...
 
 
-class CodecNetwork(nn.Module):
+class CodecNetwork(nn.Module, ABC):
     """A learned image codec; what extends it brings the steps and the context model.
 
     Args:
@@ -143,6 +144,7 @@ class CodecNetwork(nn.Module):
                 f"which {self.config.name}'s strides and windows need; pad it first"
             )
 
+    @abstractmethod
     def code_steps(self, params: Tensor, code: Code) -> Tensor:
         """Walk the coding steps.
 
@@ -153,7 +155,6 @@ class CodecNetwork(nn.Module):
         Returns:
             ŷ (B, M, h, w).
         """
-        raise NotImplementedError
 
 
 def _recomputed(module: Callable[..., Tensor], *inputs: Tensor) -> Tensor:

@@ -138,7 +138,8 @@ def read_published(path: Path | str) -> dict[str, Tensor]:
         if Path(path).suffix == ".safetensors":
             loaded = load_file(path)
         else:
-            loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
+            mapped = zipfile.is_zipfile(path)  # torch's older format cannot be
+            loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except (OSError, RuntimeError, ValueError, EOFError, KeyError, UnpicklingError) as error:
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise CheckpointError(f"{path}: cannot be read as a checkpoint ({reason})") from None
@@ -154,11 +155,6 @@ def read_published(path: Path | str) -> dict[str, Tensor]:
     if not parameters:
         raise CheckpointError(f"{path}: holds no parameters")
     return parameters
-
-
-def _is_zip(path: Path | str) -> bool:
-    """Whether torch wrote it in its newer format, the one it can map instead of read."""
-    return zipfile.is_zipfile(path)
 
 
 def to_ours(published: dict[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:

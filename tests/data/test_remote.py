@@ -140,12 +140,11 @@ def test_dropped_connections_are_tried_again(dataset, server, tmp_path, caplog):
     assert sum(server.drops.values()) + sum(server.lies.values()) == 0
 
 
-@pytest.mark.parametrize("workers", [0])  # a spawned worker waits the real back-off, minutes
-def test_a_server_that_keeps_failing_is_a_clear_error(dataset, server, tmp_path, workers: int):
+def test_a_server_that_keeps_failing_is_a_clear_error(dataset, server, tmp_path):
     shard = read_manifest(str(dataset)).split("train", "").shards[0]
     server.drops[shard.path] = 1000
     with pytest.raises(DataError, match=rf"^http://\S+{shard.path}: could not be read in 8 att"):
-        batches(config(server.url, tmp_path / "cache", workers))
+        batches(config(server.url, tmp_path / "cache"))
     assert not list((tmp_path / "cache").glob(f"*{shard.sha256}*.tar"))
 
 
