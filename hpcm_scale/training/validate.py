@@ -13,7 +13,7 @@ from hpcm_scale.training.loss import RateDistortion, figure_names, psnr
 def validate(
     engine: DeepSpeedEngine, data: DataConfig, objective: RateDistortion, rank: int, world: int
 ) -> dict[str, float]:
-    """Averages over the validation images: the objective's figures, PSNR (8-bit RGB, dB), images.
+    """Averages over the validation images: the objective's figures and "psnr" (8-bit RGB, dB).
 
     Rates are those of the rounded symbols over the pixels of the unpadded image.
     """
