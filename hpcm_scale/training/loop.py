@@ -105,7 +105,7 @@ class Trainer:
                         "val", step, _with_parts(figures) | self._position(step, batch["epoch"])
                     )
                 mark = time.monotonic()
-            if step % run.save_every == 0 or last:
+            if step % run.checkpoint.every == 0 or last:
                 checkpoint.save(self.engine, run.folder, step, self.state(step))
                 mark = time.monotonic()
             if last:

@@ -1,0 +1,3 @@
+from hpcm_scale.cli import main
+
+main()

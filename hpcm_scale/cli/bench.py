@@ -1,0 +1,65 @@
+"""Verbs that measure speed on this machine."""
+
+import typer
+
+from hpcm_scale.cli.program import app, bytes_of, checked_device, console
+
+bench = typer.Typer(help="Measure speed on this machine, as ratios within one run.")
+app.add_typer(bench, name="bench")
+
+
+@bench.command("data")
+def bench_data(
+    dataset: str = typer.Argument(help="Folder of a dataset."),
+    crop: int = typer.Option(256, min=1, help="Side of the crops."),
+    images: int = typer.Option(256, min=1, help="Images a measurement takes."),
+    repeats: int = typer.Option(3, min=1, help="Measurements of each loader; medians are shown."),
+) -> None:
+    """Images/s of the training stream, of plain webdataset and of a folder, 0 to 2 workers.
+
+    And how long it takes to resume late in an epoch of a million samples.
+    """
+    from hpcm_scale.data.bench import bench_data, bench_resume
+
+    console.print(bench_data(dataset, crop, images, repeats, workers=[0, 1, 2]))
+    console.print(bench_resume(dataset, crop))
+
+
+@bench.command("model")
+def bench_model(
+    variant: str = typer.Argument("base", help="A variant of configs/models."),
+    width: float = typer.Option(1.0, help="Width dial."),
+    size: str = typer.Option("768x512", help="Picture size, as WIDTHxHEIGHT."),
+    repeats: int = typer.Option(5, min=1, help="Measurements; medians are shown."),
+    train: bool = typer.Option(True, help="Also a training step of 4 crops of 256x256."),
+    compiled: bool = typer.Option(False, "--compile", help="Transforms through torch.compile."),
+    threads: int | None = typer.Option(None, min=1, help="CPU threads; all cores by default."),
+) -> None:
+    """Time a network part by part, with random weights, against the sgemm peak."""
+    from hpcm_scale.errors import ConfigError
+    from hpcm_scale.models.bench import bench_model
+    from hpcm_scale.models.zoo import model_config
+
+    checked_device("cpu", threads)
+    sides = size.split("x")
+    if len(sides) != 2 or not all(side.isdigit() for side in sides):
+        raise ConfigError(f"--size: {size!r} is not WIDTHxHEIGHT")
+    columns, rows = map(int, sides)
+    config = model_config(variant, width)
+    console.print(bench_model(config, columns, rows, repeats, train, compiled))
+
+
+@bench.command("codec")
+def bench_codec(
+    pictures: list[str] = typer.Argument(help="Pictures of one size."),
+    model: str | None = typer.Option(None, "-m", "--model", help="Model file or name."),
+    repeats: int = typer.Option(3, min=1, help="Times each is coded; medians are shown."),
+    device: str = typer.Option("cpu", help="Where the network runs."),
+    threads: int | None = typer.Option(None, min=1, help="CPU threads; all cores by default."),
+    memory: float = typer.Option(2.0, min=0.05, help="GiB the network may work in."),
+) -> None:
+    """Encode and decode times, by network and entropy coding, against the sgemm peak."""
+    from hpcm_scale.codec.bench import bench_files
+
+    device = checked_device(device, threads)
+    console.print(bench_files(pictures, model, repeats, device, bytes_of(memory)))

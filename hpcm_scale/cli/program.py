@@ -1,0 +1,63 @@
+"""The Typer program itself, and what its verbs share.
+
+Heavy imports stay inside the verbs, so that `hpcm-scale --help` and the fits do not wait for torch.
+"""
+
+import sys
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+from hpcm_scale import __version__
+from hpcm_scale.errors import HpcmError
+
+app = typer.Typer(
+    name="hpcm-scale",
+    help="Train HPCM image codecs at any scale, fit their scaling laws, compress images with them.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+console = Console()
+errors = Console(stderr=True)
+
+
+@app.callback(invoke_without_command=True)
+def _root(version: bool = typer.Option(False, "--version", help="Print the version.")) -> None:
+    if version:
+        console.print(__version__)
+        raise typer.Exit()
+
+
+def bytes_of(gib: float) -> int:
+    """The bytes in so many GiB."""
+    return int(gib * 2**30)
+
+
+def checked_device(name: str, threads: int | None) -> str:
+    """The device by that name, checked, with torch's threads set."""
+    import torch
+
+    from hpcm_scale.errors import ConfigError
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"--device: {name!r} cannot be used ({reason})") from None
+    return name
+
+
+def main() -> None:
+    """Entry point: a user's error becomes one line on stderr and exit code 2."""
+    try:
+        app()
+    except BrokenPipeError:
+        sys.exit(1)
+    except (HpcmError, OSError) as error:  # a full disk or a read-only folder is no bug either
+        line = Text.assemble(("hpcm-scale: ", "red"), " ".join(str(error).split()))
+        errors.print(line, soft_wrap=True)
+        sys.exit(2)

@@ -1,0 +1,114 @@
+"""The configuration of a network."""
+
+import math
+from typing import Literal, Self
+
+from pydantic import model_validator
+
+from hpcm_scale.config.strict import Count, Positive, StrictModel
+
+CHARM_SLICES = 10
+"""Equal slices of the latent channels that a charm codes one after the other."""
+
+
+def latent_multiple(architecture: str) -> int:
+    """What the latent channels must be a multiple of: the schedule's 8 groups, charm's slices."""
+    return math.lcm(8, CHARM_SLICES) if architecture == "charm" else 8
+
+
+class SharedNetConfig(StrictModel):
+    """A shared context net: blocks at 3M channels, the step scale, blocks, 1×1 to 2M channels."""
+
+    before: Count
+    """DWConvRB(3M) before the step scale."""
+    after: Count
+    """DWConvRB(3M) between the step scale and the 1×1 convolution to 2M channels."""
+    out: Count = 0
+    """DWConvRB(2M) after that convolution."""
+
+
+class PublishedComplexity(StrictModel):
+    """What the papers print of a variant, to stand beside the count."""
+
+    parameters_m: float | None = None
+    """Millions of parameters."""
+    kmacs_per_pixel: float
+    """Thousands of multiply-accumulates per pixel."""
+
+
+class ModelConfig(StrictModel):
+    """One network of the HPCM family. The defaults are HPCM-Base (arXiv 2507.19125)."""
+
+    name: str = "base"
+    """What the model is called in reports and file names."""
+    architecture: Literal["hpcm", "charm", "dcvc-dc-intra"] = "hpcm"
+    """The context model: HPCM, or one of the papers' two baselines on the same transforms."""
+    latent_channels: Positive = 320
+    """M, channels of the latents y; a multiple of 8, the schedule's groups (of 40 in charm)."""
+    hyper_channels: Positive = 256
+    """N, channels of the hyper-latents z."""
+    widths: tuple[Positive, Positive, Positive] = (96, 192, 384)
+    """Channels of the transforms at 1/2, 1/4 and 1/8 of the image side."""
+    outer_kernel: Literal[2, 4] = 4
+    """Kernel of the outermost down- and up-sampling."""
+    partial_ratio: Positive = 4
+    """r: a PConvRB convolves the first 1/r of its channels."""
+    expansion: Positive = 4
+    """m: hidden channels of a PConvRB over its channels."""
+    analysis_depths: tuple[Count, Count, Count, Count] = (2, 2, 4, 0)
+    """PConvRBs of g_a at each of the three widths and at M."""
+    synthesis_depths: tuple[Count, Count, Count, Count] = (2, 2, 4, 0)
+    """PConvRBs of g_s at each of the three widths and at M."""
+    hyper_width: Positive = 256
+    """Channels between the two resamplings of h_a and h_s."""
+    hyper_depths: tuple[Count, Count] = (1, 3)
+    """PConvRBs of h_a and h_s beside y (M channels in h_a, 2M in h_s) and at the hyper width."""
+    schedule: str = "2-3-6"
+    """Coding steps in each of the three scales."""
+    hierarchical: bool = True
+    """Each scale on its own grid; False runs every step's nets on the full grid (ablation)."""
+    hyper_alignment: Literal["aligned", "official"] = "aligned"
+    """Hyper-parameters entering S2: each position's own, or misplaced as published."""
+    adaptor_depths: tuple[Count, Count, Count] = (0, 0, 0)
+    """DWConvRB(3M) in each step adaptor of S1, S2, S3; 0 is one 1×1 convolution."""
+    shared_s12: SharedNetConfig = SharedNetConfig(before=2, after=1)
+    """The net that S1 and S2 share."""
+    shared_s3: SharedNetConfig = SharedNetConfig(before=3, after=2)
+    """The net of S3."""
+    fusion: Literal["attention", "psi", "none"] = "attention"
+    """The context after a step: windowed cross-attention, ψ itself, or unchanged (ablation)."""
+    heads: Positive = 32
+    """Attention heads over the 2M context channels."""
+    windows: tuple[Positive, Positive, Positive] = (4, 8, 8)
+    """Side of the attention windows in S1, S2, S3, in positions of the grid they run on."""
+    published: PublishedComplexity | None = None
+    """The papers' figures for this variant; dropped by the dials."""
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> Self:
+        if self.latent_channels % 8:
+            raise ValueError(
+                f"latent_channels: {self.latent_channels} is not a multiple of 8 "
+                "(the schedule codes M channels in 8 groups)"
+            )
+        if self.latent_channels % latent_multiple(self.architecture):
+            raise ValueError(
+                f"latent_channels: {self.latent_channels} is not a multiple of "
+                f"{latent_multiple(self.architecture)} (charm codes {CHARM_SLICES} slices)"
+            )
+        if self.architecture != "hpcm":
+            # A run would be recorded as what it is not.
+            for name in ("schedule", "hierarchical", "hyper_alignment", "fusion"):
+                if getattr(self, name) != type(self).model_fields[name].default:
+                    raise ValueError(f"{name}: only of hpcm, architecture is {self.architecture}")
+        elif self.fusion == "attention" and (2 * self.latent_channels) % self.heads:
+            raise ValueError(
+                f"heads: {self.heads} does not divide 2M = {2 * self.latent_channels}, "
+                "the channels of the context"
+            )
+        for width in (*self.widths, self.latent_channels, self.hyper_width):
+            if width < self.partial_ratio:
+                raise ValueError(
+                    f"partial_ratio: {self.partial_ratio} is above the {width} channels of a layer"
+                )
+        return self

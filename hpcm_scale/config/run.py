@@ -1,0 +1,208 @@
+"""The configuration of a training run."""
+
+import math
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import Field, model_validator
+
+from hpcm_scale.config.data import DataConfig
+from hpcm_scale.config.strict import Count, Positive, StrictModel, parse, read_yaml
+from hpcm_scale.errors import ConfigError
+
+
+class ModelChoice(StrictModel):
+    """Which network a run trains: a variant, the dials that scale it, single fields over both."""
+
+    variant: str = "base"
+    """A name in configs/models, or the path of such a file."""
+    width: float = Field(1.0, gt=0)
+    """Multiplies every channel count of the variant."""
+    depth: float = Field(1.0, gt=0)
+    """Multiplies the number of residual blocks of every part that has any."""
+    overrides: dict[str, Any] = {}
+    """Fields of ModelConfig set after the dials, such as `fusion: psi`."""
+
+
+class LossConfig(StrictModel):
+    """The rate-distortion objective."""
+
+    distortion: Literal["mse", "ms-ssim"] = "mse"
+    """mse: λ·255²·MSE + bpp, MSE of values in [0, 1]. ms-ssim: λ·(1 − MS-SSIM) + bpp."""
+    lmbda: float = Field(0.013, gt=0)
+    """λ of distortion + rate. The papers train .0018 .0035 .0067 .013 .025 .0483 for mse and
+    2.4 4.58 8.73 16.64 31.73 60.5 for ms-ssim."""
+
+
+class OptimizerConfig(StrictModel):
+    """Adam, its learning rate over the run, and the average of its weights."""
+
+    type: Literal["adam", "adamw"] = "adam"
+    """adamw decouples the weight decay from the gradient; without weight decay they are one."""
+    lr: float = Field(1e-4, gt=0)
+    """Peak learning rate. 1e-4 is the papers' for Base; narrow models bear ten times as much."""
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (
+        0.9,
+        0.999,
+    )
+    """Decay of Adam's running mean and variance of the gradient."""
+    weight_decay: float = Field(0, ge=0)
+    """Of every parameter; the papers use none."""
+    clip: float = Field(1.0, gt=0)
+    """Largest norm of the gradient over all parameters (the papers' 1.0)."""
+    warmup_steps: Count = 0
+    """Steps over which the learning rate rises linearly from 0."""
+    schedule: Literal["constant", "step", "cosine"] = "constant"
+    """After the warm-up. constant: then a linear decay to 0 over the last `decay_fraction`, so that
+    runs of several lengths share all but their ends (arXiv 2405.18392). step: multiplied by
+    `factors` past `milestones`. cosine: half a cosine down to `final` of the peak."""
+    decay_fraction: float = Field(0.25, ge=0, le=1)
+    """constant: the last part of the run, over which the learning rate falls linearly to 0."""
+    milestones: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = (0.8, 0.9, 0.95)
+    """step: shares of the run after which the rate changes (the papers': 1.6, 1.8, 1.9 of 2 M)."""
+    factors: tuple[Annotated[float, Field(gt=0)], ...] = (0.2, 0.05, 0.01)
+    """step: what the peak is multiplied by from each milestone on (the papers': 2e-5, 5e-6, 1e-6)."""
+    final: float = Field(0.01, ge=0, le=1)
+    """cosine: the share of the peak that the run ends at."""
+    ema: float | None = Field(None, gt=0, lt=1)
+    """Decay a step of an exponential moving average of the weights, which validation and export
+    then use; none is kept if not given. Young averages forget faster: min(ema, (1+t)/(10+t))."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if len(self.milestones) != len(self.factors):
+            raise ValueError(
+                f"milestones: {len(self.milestones)} of them, but {len(self.factors)} factors"
+            )
+        if list(self.milestones) != sorted(set(self.milestones)):
+            raise ValueError(f"milestones: {list(self.milestones)} do not rise")
+        if self.weight_decay and self.type == "adam":
+            raise ValueError(f"weight_decay: {self.weight_decay} needs type adamw")
+        return self
+
+
+class CheckpointConfig(StrictModel):
+    """When the state of a run is saved, and what of it is kept."""
+
+    every: Positive = 1000
+    """Steps between checkpoints; the last step is always saved. A crash costs half of this."""
+    keep: Positive = 3
+    """Newest checkpoints kept; older ones are deleted only once a newer one is whole."""
+    keep_every: Positive | None = None
+    """Steps whose multiples are kept for good beside the newest."""
+    background: bool = True
+    """Write from a copy in memory while the run goes on, where DeepSpeed can (not with offload)."""
+
+
+class GuardConfig(StrictModel):
+    """What a run does when something goes wrong."""
+
+    max_skipped: Positive = 10
+    """Steps skipped one after the other, for losses or gradients that are not finite, that end
+    the run; its last good checkpoint stays."""
+    spike: float = Field(2.0, gt=1)
+    """A loss above this many times its running average is recorded as a spike."""
+    timeout: float = Field(600, gt=0)
+    """Seconds a rank waits for another in one collective operation before it gives the job up."""
+
+
+class RunConfig(StrictModel):
+    """One training run."""
+
+    name: str = Field(pattern=r"^[^/\x00]+$")
+    """What the run is called; its folder is `out`/`name`."""
+    out: Path = Path("runs")
+    """Folder of run folders."""
+    seed: int = Field(0, ge=0)
+    """Of initialisation, sample order, crops and quantisation noise."""
+    model: ModelChoice = ModelChoice()
+    """The network."""
+    init: Path | None = None
+    """A model file of the same network to start from, such as one trained for another λ."""
+    data: DataConfig
+    """What it is trained on."""
+    loss: LossConfig = LossConfig()
+    """What is minimised."""
+    optimizer: OptimizerConfig = OptimizerConfig()
+    """How."""
+    steps: Positive | None = None
+    """Length of the run in optimizer steps. One of steps, images and flops must be given."""
+    images: Positive | None = None
+    """Length of the run in crops, rounded up to whole steps."""
+    flops: float | None = Field(None, gt=0)
+    """Length of the run in counted training FLOPs, rounded up to whole steps."""
+    hours: float | None = Field(None, gt=0)
+    """Wall time after which a session of the run saves and stops, to be resumed; the learning rate
+    does not know of it."""
+    batch: Positive = 32
+    """Crops of an optimizer step over all ranks."""
+    micro_batch: Positive | None = None
+    """Crops of one forward pass on one rank, all of the rank's if not given. Less saves memory."""
+    deepspeed: str = "zero3"
+    """A name in configs/deepspeed, or the path of such a file: how parameters, gradients and
+    optimizer state are spread over ranks, memory and disks."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Arithmetic of the passes; auto is bf16 on GPUs and fp32 on CPUs. Master weights are fp32."""
+    checkpoint_activations: bool | Positive = True
+    """Recompute activations in the backward pass instead of keeping them: of every transform stage
+    and coding step (true), of none (false), or of every k-th."""
+    log_every: Positive = 10
+    """Steps between rows of metrics."""
+    validate_every: Positive = 1000
+    """Steps between validations; the last step is always validated."""
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    """Saving."""
+    guard: GuardConfig = GuardConfig()
+    """Faults."""
+    profile: tuple[Count, Positive] | None = None
+    """First step and number of steps of a torch profiler trace, kept in the run's `profile/`."""
+
+    @model_validator(mode="after")
+    def _one_length(self) -> Self:
+        given = [name for name in ("steps", "images", "flops") if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ValueError(
+                f"steps: give one of steps, images and flops, not {' and '.join(given) or 'none'}"
+            )
+        return self
+
+    def total_steps(self, flops_per_image: float) -> int:
+        """Optimizer steps of the whole run, for so many training FLOPs an image."""
+        if self.steps is not None:
+            return self.steps
+        images = self.images if self.images is not None else self.flops / flops_per_image
+        return max(1, math.ceil(images / self.batch))
+
+    @property
+    def folder(self) -> Path:
+        """The run's folder."""
+        return self.out / self.name
+
+
+def load_run(path: Path | str, changes: list[str] | None = None) -> RunConfig:
+    """A run's configuration.
+
+    Args:
+        path: a YAML file.
+        changes: `section.key=value` over it, values read as YAML.
+
+    Raises:
+        ConfigError: naming file, field, value and rule.
+    """
+    values = read_yaml(path)
+    for change in changes or []:
+        key, equals, text = change.partition("=")
+        if not equals or not key:
+            raise ConfigError(f"--set {change}: is not key=value")
+        section = values
+        *parents, last = key.split(".")
+        for parent in parents:
+            section = section.setdefault(parent, {})
+            if not isinstance(section, dict):
+                raise ConfigError(f"--set {change}: {parent} is a value, not a section")
+        try:
+            section[last] = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"--set {change}: {error}") from None
+    return parse(RunConfig, values, str(path))

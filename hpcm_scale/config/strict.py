@@ -1,0 +1,76 @@
+"""Strict pydantic models: unknown keys are errors, a bad value is named in one line."""
+
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from hpcm_scale.errors import ConfigError
+
+Positive = Annotated[int, Field(gt=0)]
+Count = Annotated[int, Field(ge=0)]
+
+
+class StrictModel(BaseModel):
+    """Unknown keys are errors, values never change after reading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+T = TypeVar("T", bound=StrictModel)
+
+
+def describe(error: ValidationError, source: str) -> str:
+    """One line for a pydantic error: source, dotted field, value and rule."""
+    parts = []
+    for item in error.errors():
+        field = ".".join(str(p) for p in item["loc"])
+        message = item["msg"].removeprefix("Value error, ")
+        if item["type"] == "extra_forbidden":
+            parts.append(f"{field}: unknown key")
+        elif not field or item["type"] == "value_error":
+            parts.append(f"{field}.{message}" if field else message)
+        elif item["type"] == "missing":
+            parts.append(f"{field}: is required")
+        else:
+            parts.append(f"{field}: {item['input']!r}: {message[0].lower()}{message[1:]}")
+    return f"{source}: " + "; ".join(parts)
+
+
+def parse(kind: type[T], values: Any, source: str) -> T:
+    """Validate `values` as `kind`.
+
+    Raises:
+        ConfigError: naming `source`, the field, the value and the rule it breaks.
+    """
+    if not isinstance(values, dict):
+        raise ConfigError(f"{source}: expected keys and values, found {type(values).__name__}")
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(describe(error, source)) from None
+
+
+def read_yaml(path: Path | str) -> dict[str, Any]:
+    """The mapping in a YAML file.
+
+    Raises:
+        ConfigError: if the file cannot be read or is not a YAML mapping.
+    """
+    try:
+        values = yaml.safe_load(Path(path).read_text())
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read ({error})") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: is not YAML ({error})") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: expected keys and values at the top level")
+    return values
+
+
+def configs_folder(kind: str) -> Path:
+    """The folder configs/<kind>: beside the package in a checkout, inside it in a wheel."""
+    package = Path(__file__).parent.parent
+    inside = package / "configs" / kind
+    return inside if inside.is_dir() else package.parent / "configs" / kind
