@@ -35,6 +35,8 @@ class Output(NamedTuple):
     """(B, 3, H, W), reconstruction; not clamped."""
     bits: Tensor
     """(B, scales + 1): bits of y in each scale, smallest first, then of z."""
+    bit_map: Tensor | None = None
+    """(B, H/16, W/16), where asked for: bits of y at each latent position, over all channels."""
 
 
 class Steps(Protocol):
@@ -96,23 +98,35 @@ class CodecNetwork(nn.Module, ABC):
         """What an image's sides must be multiples of."""
         return self.stride
 
-    def checkpoint_activations(self, enabled: bool) -> None:
-        """Recompute each transform stage and coding step in backward instead of storing it."""
-        # Non-reentrant: the reentrant form loses the parameters ZeRO-3 gathers for a shared net.
-        self.run = _recomputed if enabled else directly
+    def checkpoint_activations(self, every: bool | int) -> None:
+        """Recompute activations in the backward pass instead of storing them.
 
-    def forward(self, x: Tensor, noise: tuple[Tensor, Tensor] | None = None) -> Output:
+        Args:
+            every: of each transform stage and coding step (True), of none (False), or of every
+                k-th of them in the order of a pass.
+        """
+        self.run = Recomputed(int(every)) if every else directly
+
+    def forward(
+        self,
+        x: Tensor,
+        noise: tuple[Tensor, Tensor] | None = None,
+        with_map: bool = False,
+    ) -> Output:
         """Price and reconstruct a batch.
 
         Args:
             x: (B, 3, H, W) RGB in [0, 1]; H and W multiples of `image_multiple`.
             noise: uniform in [−½, ½) for y (B, M, H/16, W/16) and z (B, N, H/64, W/64): the
                 training rate. None prices the rounded symbols, what a file costs.
+            with_map: also return where the bits of y went.
 
         Raises:
             DataError: if a side is not a multiple of `image_multiple`.
         """
         self.check_sides(x)
+        if isinstance(self.run, Recomputed):
+            self.run.calls = 0
         y = self.g_a(x, self.run)
         z_hat, z_bits = self.z_prior(self.h_a(y, self.run), None if noise is None else noise[1])
         params = self.h_s(z_hat, self.run)
@@ -121,6 +135,7 @@ class CodecNetwork(nn.Module, ABC):
         noises = None if noise is None else self.schedule.split(noise[0])
         scale_of = self.schedule.step_scales
         spent = [z_bits.new_zeros(x.shape[0]) for _ in range(self.scales)]
+        spent_at: list[Tensor] = []
 
         def code(step: int, scale: Tensor, mean: Tensor) -> Tensor:
             mean = widened(mean)
@@ -128,12 +143,16 @@ class CodecNetwork(nn.Module, ABC):
             symbols = round_through(residual)
             priced = symbols if noises is None else residual + noises[step]
             s = scale_of[step]
-            spent[s] = spent[s] + bits(priced, widened(scale)).flatten(1).sum(1)
+            cost = bits(priced, widened(scale))
+            spent[s] = spent[s] + cost.flatten(1).sum(1)
+            if with_map:
+                spent_at.append(cost)
             return (symbols + mean).to(y.dtype)
 
         y_hat = self.code_steps(params, code)
         x_hat = self.g_s(y_hat, self.run)
-        return Output(x_hat, torch.stack([*spent, z_bits.flatten(1).sum(1)], dim=1))
+        bit_map = self.schedule.join(spent_at).sum(1) if with_map else None
+        return Output(x_hat, torch.stack([*spent, z_bits.flatten(1).sum(1)], dim=1), bit_map)
 
     def check_sides(self, x: Tensor) -> None:
         """Raises DataError unless the sides of x (B, 3, H, W) suit the grids and windows."""
@@ -157,5 +176,16 @@ class CodecNetwork(nn.Module, ABC):
         """
 
 
-def _recomputed(module: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
-    return checkpoint(module, *inputs, use_reentrant=False)
+class Recomputed:
+    """The `Run` that recomputes every k-th of the modules it is given in the backward pass."""
+
+    def __init__(self, every: int) -> None:
+        self.every = every
+        self.calls = 0
+
+    def __call__(self, module: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+        self.calls += 1
+        if self.calls % self.every:
+            return module(*inputs)
+        # Non-reentrant: the reentrant form loses the parameters ZeRO-3 gathers for a shared net.
+        return checkpoint(module, *inputs, use_reentrant=False)

@@ -1,13 +1,16 @@
-"""The exported model: one safetensors file that is the whole codec.
+"""The exported model: one safetensors file, or several and an index, that is the whole codec.
 
 Tensors: the network's parameters under their own names, in float32, and the frozen integer coding
 tables under `coding.`. Metadata: format version, model configuration, λ, training record, hash of
-the tables, and the identity of it all, which bitstreams carry.
+the tables, and the identity of it all, which bitstreams carry. Large models may be cut into
+`NAME-00001-of-00003.safetensors` and so on with `NAME.safetensors.index.json` in Hugging Face's
+layout; the metadata are then in the index and in the first shard.
 """
 
 import hashlib
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,18 +20,20 @@ import numpy as np
 import torch
 from accelerate import init_empty_weights
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from hpcm_scale.codec.tables import Tables, build_tables
 from hpcm_scale.config import ModelConfig, parse
 from hpcm_scale.errors import CheckpointError, ConfigError
-from hpcm_scale.files import atomic_path
 from hpcm_scale.models.zoo import build
+from hpcm_scale.weights.tensorfile import Spec, TensorWriter, placed_beside, split
 
 FORMAT = "hpcm_scale model 1"
 """Value of the metadata key `format`."""
 TABLES_PREFIX = "coding."
+SUFFIX = ".safetensors"
+INDEX_SUFFIX = ".safetensors.index.json"
+_SHARD = re.compile(r".*-\d{5}-of-\d{5}")
 
 
 @dataclass(frozen=True)
@@ -68,46 +73,77 @@ def save_model(
     *,
     lmbda: float | None = None,
     record: Mapping[str, Any] | None = None,
+    shard_size: int | None = None,
+    check: Callable[[Path], None] | None = None,
 ) -> ModelInfo:
     """Write a network's parameters as a model file, freezing its coding tables.
 
+    Each parameter is taken from `state_dict` once, written and let go: a mapping that makes them
+    when asked needs memory for one at a time.
+
     Args:
-        path: the file to write, `.safetensors`; replaced in one step.
+        path: the file to write, `.safetensors`; replaced when all is written.
         state_dict: every parameter of the network of `model_config`, on any device, in any dtype.
         lmbda: the rate-distortion weight of the training.
         record: what a reader should know of the training, as JSON values.
+        shard_size: bytes of tensors a file may hold; a model of more is written as shards with an
+            index beside them.
+        check: called with the finished model before it replaces what is at `path`, which stays as
+            it is if `check` raises.
+
+    Returns:
+        what the model says of itself; its path is that of the index if there are shards.
 
     Raises:
         CheckpointError: if parameters are missing, unknown, misshapen or not finite.
     """
     path = Path(path)
-    tensors = {
-        name: tensor.detach().to("cpu", torch.float32).contiguous()
-        for name, tensor in state_dict.items()
-    }
-    _check_parameters(tensors, model_config, str(path))
-    for name, tensor in tensors.items():
-        if not tensor.isfinite().all():
-            raise CheckpointError(
-                f"{path}: {name} holds values that are not finite; the training diverged, "
-                "export an earlier checkpoint"
-            )
-    tables = build_tables(tensors["z_prior.scale"].flatten().numpy())
-    config = model_config.model_dump_json()
-    identity = _identity(config, tensors, tables)
+    if path.suffix != SUFFIX:
+        raise CheckpointError(f"{path}: does not end in {SUFFIX}, which model files do")
+    shapes = _shapes(model_config, str(path))
+    _check_names(state_dict, shapes, model_config, str(path))
+    tables = build_tables(_values(state_dict, "z_prior.scale", shapes, str(path)).flatten())
+    arrays = {TABLES_PREFIX + name: array for name, array in tables.arrays().items()}
+    specs = {name: Spec(array.shape, array.dtype.name) for name, array in arrays.items()}
+    specs |= {name: Spec(shape, "float32") for name, shape in shapes.items()}
     metadata = {
         "format": FORMAT,
-        "config": config,
+        "config": model_config.model_dump_json(),
         "lmbda": json.dumps(lmbda),
         "record": json.dumps(dict(record or {})),
         "tables_hash": tables.digest(),
-        "identity": identity,
+        "identity": "0" * 64,  # known once every parameter has been written
     }
-    stored = tensors | {
-        TABLES_PREFIX + name: torch.from_numpy(array) for name, array in tables.arrays().items()
-    }
-    with atomic_path(path) as temporary:
-        save_file(stored, temporary, metadata)
+    shards = split(specs, shard_size)
+    names = [path.name]
+    if len(shards) > 1:
+        names = [f"{path.stem}-{i + 1:05}-of-{len(shards):05}{SUFFIX}" for i in range(len(shards))]
+    hashes = {}
+    with placed_beside(path) as folder:
+        for i, (name, held) in enumerate(zip(names, shards, strict=True)):
+            with TensorWriter(folder / name, held, {} if i else metadata) as writer:
+                for tensor in held:
+                    if tensor in arrays:
+                        writer.write(tensor, arrays[tensor])
+                    else:
+                        values = _values(state_dict, tensor, shapes, str(path))
+                        hashes[tensor] = _hash(values)
+                        writer.write(tensor, values)
+        metadata["identity"] = _identity(metadata["config"], shapes, hashes, tables)
+        with TensorWriter.reopened(folder / names[0], shards[0]) as first:
+            first.rewrite_metadata(metadata)
+        if len(shards) > 1:
+            path = path.with_name(path.stem + INDEX_SUFFIX)
+            total = sum(spec.nbytes for spec in specs.values())
+            index = {
+                "metadata": {"total_size": total, **metadata},
+                "weight_map": {
+                    tensor: name for name, held in zip(names, shards, strict=True) for tensor in held
+                },
+            }
+            (folder / path.name).write_text(json.dumps(index, indent=1) + "\n")
+        if check is not None:
+            check(folder / path.name)
     return _info(path, metadata)
 
 
