@@ -1,5 +1,6 @@
 """Verbs on models and model files."""
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,11 +18,33 @@ if TYPE_CHECKING:
 def export(
     run: Path = typer.Argument(help="A run's folder."),
     target: Path = typer.Argument(help="The .safetensors file to write."),
+    checkpoint: str = typer.Option(
+        None, help="A checkpoint of the run, such as step-00000150 [default: the newest]"
+    ),
+    weights: str = typer.Option(
+        None, help="ema or raw: moving average or last weights [default: ema if the run has one]"
+    ),
+    shard_size: str = typer.Option(
+        None, help="Bytes a file may hold, such as 5GB; more goes into shards with an index."
+    ),
+    check: bool = typer.Option(
+        True, help="Compare the model's validation loss with the run's before it is put in place."
+    ),
 ) -> None:
-    """Gather a run's newest checkpoint into one model file, with its frozen coding tables."""
+    """Write a checkpoint of a run as a model file, with its frozen coding tables."""
+    from hpcm_scale.errors import ConfigError
     from hpcm_scale.weights.export import export_run
 
-    _say_written(str(run), target, export_run(run, target))
+    if weights not in (None, "ema", "raw"):
+        raise ConfigError(f"--weights: {weights!r} is neither ema nor raw")
+    limit = None if shard_size is None else _bytes(shard_size, "--shard-size")
+    doing = "writing and comparing its validation loss (--no-check leaves it out)"
+    with console.status(f"{target}: {doing if check else 'writing'}"):
+        done = export_run(
+            run, target, step=checkpoint, weights=weights, shard_size=limit, check=check
+        )
+    source = f"{done.checkpoint} ({'moving average' if done.weights == 'ema' else 'weights'})"
+    _say_written(source, done.info, done.check)
 
 
 @app.command("import")
@@ -34,18 +57,35 @@ def import_(
     """Turn a published HPCM checkpoint into a model file."""
     from hpcm_scale.weights.official import import_published
 
-    written = import_published(checkpoint, variant, target, lmbda)
-    _say_written(str(checkpoint), target, written)
+    _say_written(str(checkpoint), import_published(checkpoint, variant, target, lmbda))
 
 
-def _say_written(source: str, target: Path, written: "ModelInfo") -> None:
+def _say_written(source: str, written: "ModelInfo", remark: str = "") -> None:
     """The line about a model file just written."""
-    megabytes = target.stat().st_size / 1e6
+    from hpcm_scale.weights.modelfile import files_of
+
+    files = files_of(written.path)
+    shards = f" and {len(files) - 1} shards" if len(files) > 1 else ""
+    megabytes = sum(path.stat().st_size for path in files) / 1e6
     console.print(
-        f"{source} -> {target}  {megabytes:.1f} MB  model {written.label}  {written.identity[:16]}",
+        f"{source} -> {written.path}{shards}  {megabytes:.1f} MB  model {written.label}  "
+        f"{written.identity[:16]}  {remark}".rstrip(),
         highlight=False,
+        markup=False,
         soft_wrap=True,
     )
+
+
+def _bytes(text: str, option: str) -> int:
+    """A number of bytes as people write it: 5GB, 500 MB, 2GiB, 1000000."""
+    from hpcm_scale.errors import ConfigError
+
+    match = re.fullmatch(r"(\d+(?:\.\d+)?) ?(?:([KMGT])(i?))?B?", text.strip())
+    number, unit, binary = match.groups() if match else ("0", None, None)
+    size = int(float(number) * (1024 if binary else 1000) ** (" KMGT".index(unit or " ")))
+    if size < 1:
+        raise ConfigError(f"{option}: {text!r} is no size; write it like 5GB or 500MB")
+    return size
 
 
 @app.command()

@@ -17,7 +17,7 @@ from hpcm_scale.codec.codec import Codec
 from hpcm_scale.codec.images import Picture, extension_writer, picture_bytes, read_picture
 from hpcm_scale.errors import BitstreamError, CheckpointError, DataError, HpcmError
 from hpcm_scale.files import atomic_write
-from hpcm_scale.weights.modelfile import ModelInfo, read_info
+from hpcm_scale.weights.modelfile import ModelInfo, model_name, models_in, read_info
 
 PIPE = "-"
 """As an input, standard input; as the output, standard output."""
@@ -176,9 +176,9 @@ def find_model(name: str | Path | None, identity: bytes | None = None) -> Path:
             if name
             else "--model: name a model file, or set HPCM_MODELS to a folder of them"
         )
-    models = {path.stem: path for path in sorted(Path(folder).glob("*.safetensors"))}
+    models = models_in(folder)
     if name is not None:
-        found = models.get(str(name).removesuffix(".safetensors"))
+        found = models.get(model_name(str(name)))
         if found is None:
             raise CheckpointError(
                 f"--model: {name}: no such file, and HPCM_MODELS={folder} has "

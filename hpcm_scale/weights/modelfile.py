@@ -26,7 +26,7 @@ from hpcm_scale.codec.tables import Tables, build_tables
 from hpcm_scale.config import ModelConfig, parse
 from hpcm_scale.errors import CheckpointError, ConfigError
 from hpcm_scale.models.zoo import build
-from hpcm_scale.weights.tensorfile import Spec, TensorWriter, placed_beside, split
+from hpcm_scale.weights.tensorfile import Spec, TensorWriter, placed_beside, rewrite_metadata, split
 
 FORMAT = "hpcm_scale model 1"
 """Value of the metadata key `format`."""
@@ -100,7 +100,7 @@ def save_model(
     path = Path(path)
     if path.suffix != SUFFIX:
         raise CheckpointError(f"{path}: does not end in {SUFFIX}, which model files do")
-    shapes = _shapes(model_config, str(path))
+    shapes = parameter_shapes(model_config, str(path))
     _check_names(state_dict, shapes, model_config, str(path))
     tables = build_tables(_values(state_dict, "z_prior.scale", shapes, str(path)).flatten())
     arrays = {TABLES_PREFIX + name: array for name, array in tables.arrays().items()}
@@ -130,15 +130,16 @@ def save_model(
                         hashes[tensor] = _hash(values)
                         writer.write(tensor, values)
         metadata["identity"] = _identity(metadata["config"], shapes, hashes, tables)
-        with TensorWriter.reopened(folder / names[0], shards[0]) as first:
-            first.rewrite_metadata(metadata)
+        rewrite_metadata(folder / names[0], shards[0], metadata)
         if len(shards) > 1:
             path = path.with_name(path.stem + INDEX_SUFFIX)
             total = sum(spec.nbytes for spec in specs.values())
             index = {
                 "metadata": {"total_size": total, **metadata},
                 "weight_map": {
-                    tensor: name for name, held in zip(names, shards, strict=True) for tensor in held
+                    tensor: name
+                    for name, held in zip(names, shards, strict=True)
+                    for tensor in held
                 },
             }
             (folder / path.name).write_text(json.dumps(index, indent=1) + "\n")
@@ -148,34 +149,47 @@ def save_model(
 
 
 def read_info(path: Path | str) -> ModelInfo:
-    """What a model file says about itself, without reading its tensors.
+    """What a model file, or the index of one in shards, says about itself.
+
+    Its tensors are not read.
 
     Raises:
         CheckpointError: if it is missing, damaged or not a model file.
     """
     path = Path(path)
+    if _is_index(path):
+        return _info(path, _read_index(path)[0])
     with _opened(path) as stored:
         return _info(path, stored.metadata() or {})
 
 
 def load_model(path: Path | str, device: torch.device | str = "cpu") -> LoadedModel:
-    """Load a model file: parameters stay mapped from the file until moved or written to.
+    """Load a model file, or one in shards by its index.
+
+    Parameters stay mapped from the file until moved or written to.
 
     Raises:
         CheckpointError: if it is missing or not a model file, or if its contents are not those
             its identity was computed from.
     """
     path = Path(path)
-    with _opened(path) as stored:
-        metadata = stored.metadata() or {}
+    if _is_index(path):
+        metadata, shards = _read_index(path)
         info = _info(path, metadata)
-        names = list(stored.keys())
-        tensors = {n: stored.get_tensor(n) for n in names if not n.startswith(TABLES_PREFIX)}
-        arrays = {
-            n.removeprefix(TABLES_PREFIX): stored.get_tensor(n).numpy()
-            for n in names
-            if n.startswith(TABLES_PREFIX)
-        }
+        stored_tensors: dict[str, Tensor] = {}
+        for shard, names in shards.items():
+            stored_tensors |= _stored_tensors(shard, names)
+    else:
+        with _opened(path) as stored:
+            metadata = stored.metadata() or {}
+        info = _info(path, metadata)
+        stored_tensors = _stored_tensors(path)
+    tensors = {n: t for n, t in stored_tensors.items() if not n.startswith(TABLES_PREFIX)}
+    arrays = {
+        n.removeprefix(TABLES_PREFIX): t.numpy()
+        for n, t in stored_tensors.items()
+        if n.startswith(TABLES_PREFIX)
+    }
     try:
         tables = Tables.from_arrays(arrays)
     except CheckpointError as error:
@@ -185,9 +199,18 @@ def load_model(path: Path | str, device: torch.device | str = "cpu") -> LoadedMo
             f"{path}: has coding tables for {len(tables.z.ranges)} hyper channels, its network has "
             f"{info.config.hyper_channels}; export the model again"
         )
-    _check_parameters(tensors, info.config, str(path))
+    shapes = parameter_shapes(info.config, str(path))
+    _check_names(tensors, shapes, info.config, str(path))
+    for name, shape in shapes.items():
+        _check_shape(tensors[name], name, shape, str(path))
+        if tensors[name].dtype != torch.float32:
+            raise CheckpointError(f"{path}: {name} is not in float32; export the model again")
+    with ThreadPoolExecutor() as pool:  # hashlib releases the interpreter's lock
+        hashes = dict(
+            zip(shapes, pool.map(_hash, (tensors[n].numpy() for n in shapes)), strict=True)
+        )
     # The text as stored: a field added to ModelConfig later must not change the identity.
-    identity = _identity(metadata["config"], tensors, tables)
+    identity = _identity(metadata["config"], shapes, hashes, tables)
     if identity != info.identity:
         raise CheckpointError(
             f"{path}: is damaged: its contents have identity {identity[:8]}, "
@@ -200,6 +223,77 @@ def load_model(path: Path | str, device: torch.device | str = "cpu") -> LoadedMo
     network.load_state_dict(tensors, assign=True)
     network = network.to(device)
     return LoadedModel(info, network.eval().requires_grad_(False), tables)
+
+
+def parameter_shapes(config: ModelConfig, source: str) -> dict[str, tuple[int, ...]]:
+    """The shapes of a network's parameters by name, in its order.
+
+    Raises:
+        CheckpointError: naming `source`, if no such network can be built.
+    """
+    try:
+        with init_empty_weights():
+            return {name: tuple(t.shape) for name, t in build(config).state_dict().items()}
+    except ConfigError as error:
+        raise CheckpointError(f"{source}: holds no network that can be built ({error})") from None
+
+
+def files_of(path: Path | str) -> list[Path]:
+    """The files that a model consists of: itself, or its index and the shards beside it.
+
+    Raises:
+        CheckpointError: if the index is missing or damaged.
+    """
+    path = Path(path)
+    return [path, *_read_index(path)[1]] if _is_index(path) else [path]
+
+
+def models_in(folder: Path | str) -> dict[str, Path]:
+    """The models of a folder, name -> model file or index, without the shards of the latter."""
+    found = [*Path(folder).glob("*" + INDEX_SUFFIX), *Path(folder).glob("*" + SUFFIX)]
+    return {
+        model_name(path.name): path
+        for path in sorted(found, key=lambda path: path.name)
+        if not _SHARD.fullmatch(path.stem)
+    }
+
+
+def model_name(file_name: str) -> str:
+    """A model file's name without what all of them end in."""
+    return file_name.removesuffix(".index.json").removesuffix(SUFFIX)
+
+
+def _is_index(path: Path) -> bool:
+    return path.name.endswith(INDEX_SUFFIX)
+
+
+def _read_index(path: Path) -> tuple[dict[str, Any], dict[Path, list[str]]]:
+    """An index's metadata, and the tensors to take from each shard."""
+    try:
+        index = json.loads(path.read_bytes())
+        metadata, weight_map = dict(index["metadata"]), dict(index["weight_map"])
+        shards: dict[Path, list[str]] = {}
+        for tensor, name in weight_map.items():
+            # A path would lead to files that are none of the model's.
+            if Path(name).name != name or not name.endswith(SUFFIX):
+                raise ValueError(f"weight_map: {name!r} is not the name of a file beside it")
+            shards.setdefault(path.with_name(name), []).append(tensor)
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: no such model file") from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise CheckpointError(f"{path}: is not the index of a model ({reason})") from None
+    return metadata, shards
+
+
+def _stored_tensors(path: Path, names: Iterable[str] | None = None) -> dict[str, Tensor]:
+    """The tensors of a safetensors file by those names, or all, mapped from it."""
+    with _opened(path) as stored:
+        present = list(stored.keys())
+        absent = sorted(set(names or ()) - set(present))
+        if absent:
+            raise CheckpointError(f"{path}: lacks {absent[0]}, which its index says it holds")
+        return {name: stored.get_tensor(name) for name in names or present}
 
 
 def _opened(path: Path) -> safe_open:
@@ -230,38 +324,51 @@ def _info(path: Path, metadata: Mapping[str, str]) -> ModelInfo:
         raise CheckpointError(f"{path}: has damaged metadata ({error})") from None
 
 
-def _check_parameters(tensors: Mapping[str, Tensor], config: ModelConfig, source: str) -> None:
-    try:
-        with init_empty_weights():
-            wanted = {name: tensor.shape for name, tensor in build(config).state_dict().items()}
-    except ConfigError as error:
-        raise CheckpointError(f"{source}: holds no network that can be built ({error})") from None
-    missing, unknown = sorted(wanted.keys() - tensors), sorted(tensors.keys() - wanted)
+def _check_names(
+    tensors: Mapping[str, Tensor], shapes: Mapping[str, object], config: ModelConfig, source: str
+) -> None:
+    missing, unknown = sorted(shapes.keys() - tensors), sorted(tensors.keys() - shapes)
     if missing or unknown:
         raise CheckpointError(
             f"{source}: parameters do not fit the model {config.name}: "
             f"{len(missing)} missing {missing[:3]}, {len(unknown)} unknown {unknown[:3]}"
         )
-    for name, shape in wanted.items():
-        if tensors[name].shape != shape:
-            raise CheckpointError(
-                f"{source}: {name} has shape {tuple(tensors[name].shape)}, "
-                f"the model {config.name} needs {tuple(shape)}"
-            )
 
 
-def _identity(config: str, tensors: Mapping[str, Tensor], tables: Tables) -> str:
+def _check_shape(tensor: Tensor, name: str, shape: tuple[int, ...], source: str) -> None:
+    if tuple(tensor.shape) != shape:
+        raise CheckpointError(
+            f"{source}: {name} has shape {tuple(tensor.shape)}, the model needs {shape}"
+        )
+
+
+def _values(
+    tensors: Mapping[str, Tensor], name: str, shapes: Mapping[str, tuple[int, ...]], source: str
+) -> np.ndarray:
+    """A parameter in float32, checked."""
+    tensor = tensors[name].detach().to("cpu", torch.float32).contiguous()
+    _check_shape(tensor, name, shapes[name], source)
+    if not tensor.isfinite().all():
+        raise CheckpointError(
+            f"{source}: {name} holds values that are not finite; the training diverged, "
+            "export an earlier checkpoint"
+        )
+    return tensor.numpy()
+
+
+def _identity(
+    config: str,
+    shapes: Mapping[str, tuple[int, ...]],
+    hashes: Mapping[str, str],
+    tables: Tables,
+) -> str:
     """SHA-256 over the configuration, the hash of every parameter by name, and the tables' hash."""
-    names = sorted(tensors)
-    with ThreadPoolExecutor() as pool:  # hashlib releases the interpreter's lock
-        hashes = list(pool.map(_tensor_hash, (tensors[name] for name in names)))
     sha = hashlib.sha256(config.encode())
-    for name, digest in zip(names, hashes, strict=True):
-        sha.update(f"{name} {tuple(tensors[name].shape)} {digest}\n".encode())
+    for name in sorted(shapes):
+        sha.update(f"{name} {shapes[name]} {hashes[name]}\n".encode())
     sha.update(tables.digest().encode())
     return sha.hexdigest()
 
 
-def _tensor_hash(tensor: Tensor) -> str:
-    array = tensor.numpy()
+def _hash(array: np.ndarray) -> str:
     return hashlib.sha256(np.ascontiguousarray(array, array.dtype.newbyteorder("<"))).hexdigest()
