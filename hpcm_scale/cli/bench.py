@@ -54,6 +54,9 @@ def bench_codec(
     pictures: list[str] = typer.Argument(help="Pictures of one size."),
     model: str | None = typer.Option(None, "-m", "--model", help="Model file or name."),
     repeats: int = typer.Option(3, min=1, help="Times each is coded; medians are shown."),
+    portable: bool = typer.Option(
+        True, "--portable/--fast", help="Exact arithmetic beside floating point, or only the last."
+    ),
     device: str = typer.Option("cpu", help="Where the network runs."),
     threads: int | None = typer.Option(None, min=1, help="CPU threads; all cores by default."),
     memory: float = typer.Option(2.0, min=0.05, help="GiB the network may work in."),
@@ -62,4 +65,4 @@ def bench_codec(
     from hpcm_scale.codec.bench import bench_files
 
     device = checked_device(device, threads)
-    console.print(bench_files(pictures, model, repeats, device, bytes_of(memory)))
+    console.print(bench_files(pictures, model, repeats, device, bytes_of(memory), portable))

@@ -1,7 +1,7 @@
 """How long coding takes on this machine, and what share of its arithmetic peak that is."""
 
 import resource
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from statistics import median
 
 import numpy as np
@@ -14,12 +14,18 @@ from hpcm_scale.codec.images import Picture, read_picture
 from hpcm_scale.codec.results import Timing
 from hpcm_scale.errors import DataError
 from hpcm_scale.models.bench import operations, sgemm_rate
+from hpcm_scale.weights.modelfile import load_model
 
 _PARTS = ("network", "entropy")
 
 
 def bench_files(
-    inputs: Sequence[str], model: str | None, repeats: int, device: str, memory: int
+    inputs: Sequence[str],
+    model: str | None,
+    repeats: int,
+    device: str,
+    memory: int,
+    portable: bool,
 ) -> Table:
     """`bench_codec` of picture files and a model as `find_model` takes it.
 
@@ -33,62 +39,84 @@ def bench_files(
                 f"{source}: is {picture.width}x{picture.height}, {inputs[0]} is "
                 f"{pictures[0].width}x{pictures[0].height}; give pictures of one size"
             )
-    return bench_codec(Codec.load(find_model(model), device, memory), pictures, repeats)
+    loaded = load_model(find_model(model), device)
+    codecs = {"fast": Codec(loaded, portable=False, memory=memory)}
+    if portable:
+        codecs["portable"] = Codec(loaded, memory=memory)
+    return bench_codec(codecs, pictures, repeats)
 
 
-def bench_codec(codec: Codec, pictures: list[Picture], repeats: int) -> Table:
-    """Encode and decode every picture `repeats` times, in turn.
+def bench_codec(codecs: Mapping[str, Codec], pictures: list[Picture], repeats: int) -> Table:
+    """Encode and decode every picture `repeats` times with every codec, in turn.
 
     Every decode is checked to give the same pixels. The sgemm peak is measured between the
-    repeats, so that a busy machine slows both.
+    repeats, so that a busy machine slows all alike.
+
+    Args:
+        codecs: by what they are called, of one model; the first is what the others compare with.
+            It runs in floating point, and its operations are the model's.
+        pictures: of one size.
 
     Returns:
         a table of medians: seconds in all, in the network and in entropy coding; the network's
-        share of the sgemm peak.
+        share of the sgemm peak; the time over that of the first codec, taken in the same repeat.
     """
-    encoded = [codec.compress(picture) for picture in pictures]
-    files = [result.data for result in encoded]
-    decoded = [codec.decompress(data).picture.pixels for data in files]
-    flops = {
-        "encode": operations(lambda: codec.compress(pictures[0])),
-        "decode": operations(lambda: codec.decompress(files[0])),
+    first = next(iter(codecs))
+    encoded = {name: [codec.compress(p) for p in pictures] for name, codec in codecs.items()}
+    decoded = {
+        name: [codecs[name].decompress(e.data).picture.pixels for e in results]
+        for name, results in encoded.items()
     }
-    timings: dict[str, list[Timing]] = {"encode": [], "decode": []}
-    shares: dict[str, list[float]] = {"encode": [], "decode": []}
+    flops = {
+        "encode": operations(lambda: codecs[first].compress(pictures[0])),
+        "decode": operations(lambda: codecs[first].decompress(encoded[first][0].data)),
+    }
+    timings: dict[tuple[str, str], list[Timing]] = {
+        (verb, name): [] for verb in flops for name in codecs
+    }
     peaks = []
     for _ in range(repeats):
         for i, picture in enumerate(pictures):
             peaks.append(sgemm_rate())
-            results = {
-                "encode": codec.compress(picture).timing,
-                "decode": (again := codec.decompress(files[i])).timing,
-            }
-            if not np.array_equal(again.picture.pixels, decoded[i]):
-                raise AssertionError("two decodes of one file differ")
-            for verb, timing in results.items():
-                timings[verb].append(timing)
-                # All pictures of a bench are of one size, and so is their arithmetic.
-                shares[verb].append(flops[verb] / timing.network / peaks[-1])
+            for name, codec in codecs.items():
+                timings["encode", name].append(codec.compress(picture).timing)
+                again = codec.decompress(encoded[name][i].data)
+                timings["decode", name].append(again.timing)
+                if not np.array_equal(again.picture.pixels, decoded[name][i]):
+                    raise AssertionError("two decodes of one file differ")
 
     size = f"{pictures[0].width}x{pictures[0].height}"
-    table = Table(title=f"{codec.info.label}, {len(pictures)} pictures of {size}, medians")
-    for column in ("", "seconds", "network", "entropy coding", "of total", "of sgemm peak"):
+    label = codecs[first].info.label
+    table = Table(title=f"{label}, {len(pictures)} pictures of {size}, medians")
+    columns = ("", "seconds", "network", "entropy coding", "of total", "of sgemm peak")
+    for column in columns + ((f"over {first}",) if len(codecs) > 1 else ()):
         table.add_column(column, justify="left" if not column else "right")
-    for verb, found in timings.items():
+    for (verb, name), found in timings.items():
         network, entropy = (median(getattr(t, part) for t in found) for part in _PARTS)
+        # All pictures of a bench are of one size, and so is their arithmetic.
+        share = median(flops[verb] / t.network / peak for t, peak in zip(found, peaks, strict=True))
+        ratio = median(
+            t.total / reference.total
+            for t, reference in zip(found, timings[verb, first], strict=True)
+        )
         table.add_row(
-            verb,
-            f"{median(t.network + t.entropy for t in found):.3f}",
+            f"{verb}, {name}",
+            f"{median(t.total for t in found):.3f}",
             f"{network:.3f}",
             f"{entropy:.4f}",
             f"{entropy / (network + entropy):.1%}",
-            f"{median(shares[verb]):.0%}",
+            f"{share:.0%}",
+            f"{ratio:.2f}" if name != first else "",
         )
     resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    bits = sum(8 * len(data) for data in files) / sum(r.width * r.height for r in encoded)
+    pixels = sum(picture.width * picture.height for picture in pictures)
+    rates = ", ".join(
+        f"{8 * sum(len(e.data) for e in results) / pixels:.4f} bpp {name}"
+        for name, results in encoded.items()
+    )
     table.caption = (
         f"{torch.get_num_threads()} threads, sgemm {median(peaks) / 1e9:.0f} GFLOP/s, "
         f"{flops['encode'] / 1e9:.0f} and {flops['decode'] / 1e9:.0f} GFLOP a picture, "
-        f"peak memory {resident:.2f} GiB, {bits:.4f} bpp"
+        f"peak memory {resident:.2f} GiB, {rates}"
     )
     return table

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from hpcm_scale.codec import container
 from hpcm_scale.codec.coder import LARGEST_SYMBOL, Puller, Pusher, SymbolDigest, SymbolModels
+from hpcm_scale.codec.exact.path import ExactPath
 from hpcm_scale.codec.images import (
     Picture,
     check_size,
@@ -39,7 +40,7 @@ from hpcm_scale.codec.tiles import (
     largest_tile,
 )
 from hpcm_scale.codec.transforms import analyse, dense, synthesise
-from hpcm_scale.errors import BitstreamError, DataError
+from hpcm_scale.errors import BitstreamError, CheckpointError, DataError
 from hpcm_scale.models.density import bits
 from hpcm_scale.weights.modelfile import LoadedModel, load_model
 
@@ -62,19 +63,27 @@ class Codec:
 
     Args:
         model: from `load_model`.
-        path: the entropy path; the network's own floating point unless told.
+        portable: encode to files that decode anywhere, by exact arithmetic; else in the network's
+            own floating point, whose files are certain to decode only where they were made.
+            Decoding does as the file says.
+        paths: entropy paths that take the place of this codec's own.
         memory: bytes the network may work in. Beside it there are the parameters and 8 bytes a
             pixel or so, for the picture and its latents. Pictures that do not fit are cut into
             tiles; decoding needs what encoding was given.
     """
 
     def __init__(
-        self, model: LoadedModel, path: EntropyPath | None = None, memory: int = MEMORY
+        self,
+        model: LoadedModel,
+        portable: bool = True,
+        paths: Sequence[EntropyPath] = (),
+        memory: int = MEMORY,
     ) -> None:
         self.info = model.info
+        self.portable = portable
         self._network = model.network
         self._tables = model.tables
-        self._path = path or FloatPath(model.network, model.tables)
+        self._paths = {path.portable: path for path in paths}
         self._y_models = SymbolModels(model.tables.y)
         self._z_models = SymbolModels(model.tables.z)
         self._device = model.network.z_prior.mean.device
@@ -85,14 +94,18 @@ class Codec:
 
     @classmethod
     def load(
-        cls, path: Path | str, device: torch.device | str = "cpu", memory: int = MEMORY
+        cls,
+        path: Path | str,
+        device: torch.device | str = "cpu",
+        memory: int = MEMORY,
+        portable: bool = True,
     ) -> Self:
         """A codec from a model file.
 
         Raises:
             CheckpointError: if it is missing, damaged or not a model that can code.
         """
-        return cls(load_model(path, device), memory=memory)
+        return cls(load_model(path, device), portable, memory=memory)
 
     @property
     def identity(self) -> bytes:
@@ -104,6 +117,7 @@ class Codec:
 
         Raises:
             DataError: if the image is of a kind or size that cannot be coded.
+            CheckpointError: if the model has no exact arithmetic and the codec is portable.
         """
         return self.compress(picture_of(image)).data
 
@@ -168,13 +182,12 @@ class Codec:
         height, width = pictures[0].height, pictures[0].width
         check_size(width, height, "image")
         multiple = self._network.image_multiple
+        path = self._path(self.portable)
         tile = balanced_tile(height, width, multiple, self._largest_tile)
         tiles = coding_tiles(height, width, multiple, tile)
         with shared.network_part(), torch.inference_mode():
             y = analyse(self._network, [p.pixels for p in pictures], self._memory)
-            z_symbols = [
-                self._path.hyper_symbols(self._network.h_a(dense(t.place.of(y)))) for t in tiles
-            ]
+            z_symbols = [path.hyper_symbols(self._network.h_a(dense(t.place.of(y)))) for t in tiles]
         return [
             self._assemble(
                 picture,
@@ -202,7 +215,7 @@ class Codec:
             picture.width,
             picture.height,
             grey=picture.pixels.ndim == 2,
-            portable=self._path.portable,
+            portable=self.portable,
             tile=tile,
         )
         digest = SymbolDigest(container.digest_seed(header, icc, alpha))
@@ -266,8 +279,18 @@ class Codec:
                 out.groups.append((*group, self._y_models))
             return symbols
 
-        self._path.walk(z_symbols, code)
+        self._path(self.portable).walk(z_symbols, code)
         return out
+
+    def _path(self, portable: bool) -> EntropyPath:
+        """The entropy path of one kind, made when it is first needed."""
+        if portable not in self._paths:
+            path = ExactPath if portable else FloatPath
+            try:
+                self._paths[portable] = path(self._network, self._tables)
+            except CheckpointError as error:
+                raise CheckpointError(f"{self.info.path}: {error}") from None
+        return self._paths[portable]
 
     def _decode_latents(self, parsed: container.Container, timing: Timing) -> Tensor:
         """ŷ (1, M, H/16, W/16) of the whole canvas."""
@@ -280,12 +303,14 @@ class Codec:
             memory_format=torch.channels_last,
         )
         tiles = coding_tiles(header.height, header.width, multiple, header.tile)
+        path = self._path(header.portable)
         digest = SymbolDigest(container.digest_seed(header, parsed.icc, parsed.alpha))
         complete = True
         for tile, payload in zip(tiles, parsed.payloads, strict=True):
             puller = Puller(payload)
             try:
-                tile.place.of(y_hat).copy_(self._decode_tile(tile, puller, digest, timing))
+                decoded = self._decode_tile(tile, puller, digest, path, timing)
+                tile.place.of(y_hat).copy_(decoded)
             except BitstreamError:
                 # Only wrong tables make an undamaged payload hold what no encoder writes.
                 complete = False
@@ -294,14 +319,23 @@ class Codec:
                 break
         if not complete or digest.value != header.digest:
             raise BitstreamError(
-                "decodes to other symbols than were encoded: this machine's floating-point "
-                "results differ from the encoder's (device, library or number of threads; here "
-                f"{self._device}, {torch.get_num_threads()} threads); decode as it was encoded"
+                "decodes to other symbols than were encoded, though its arithmetic is exact: it "
+                "was altered, or this machine or program is at fault"
+                if header.portable
+                else "decodes to other symbols than were encoded: it was encoded with --fast, and "
+                "this machine's floating-point results differ from the encoder's (device, library "
+                f"or number of threads; here {self._device}, {torch.get_num_threads()} threads); "
+                "decode it as it was encoded, or encode it again without --fast"
             )
         return y_hat
 
     def _decode_tile(
-        self, tile: Tile, puller: Puller, digest: SymbolDigest, timing: Timing
+        self,
+        tile: Tile,
+        puller: Puller,
+        digest: SymbolDigest,
+        path: EntropyPath,
+        timing: Timing,
     ) -> Tensor:
         """ŷ of one tile."""
         n = self.info.config.hyper_channels
@@ -326,7 +360,7 @@ class Codec:
                 placed[masks[step]] = values
                 return placed
 
-        return self._path.walk(z_symbols.to(self._device), code)
+        return path.walk(z_symbols.to(self._device), code)
 
     def _check(self, header: container.Header, payloads: tuple[bytes, ...]) -> None:
         """Refuse what this codec cannot decode, before anything of the picture's size is made."""
@@ -335,8 +369,11 @@ class Codec:
                 f"was made by model {header.identity.hex()}, "
                 f"this model is {self.identity.hex()} ({self.info.label}, {self.info.path})"
             )
-        if header.portable != self._path.portable:
-            raise BitstreamError("was made in portable mode, which this program does not decode")
+        if header.portable:
+            try:
+                self._path(True)
+            except CheckpointError as error:
+                raise BitstreamError(f"is portable, which its model cannot be: {error}") from None
         try:
             check_size(header.width, header.height, "its header")
         except DataError as error:

@@ -32,6 +32,7 @@ def encode_files(
     memory: int,
     verify: bool,
     verbose: bool,
+    fast: bool = False,
 ) -> None:
     """Compress pictures, each to a `.hpcm` file.
 
@@ -43,6 +44,7 @@ def encode_files(
         memory: bytes it may work in.
         verify: decode each result before writing it.
         verbose: also say where time and bits went.
+        fast: make files that are certain to decode only on a machine like this one.
 
     Raises:
         HpcmError: for the first thing that goes wrong; with several inputs, after trying them all.
@@ -51,7 +53,7 @@ def encode_files(
     for target in targets:
         if target != PIPE and Path(target).suffix != SUFFIX:
             raise DataError(f"--output: {target} does not end in {SUFFIX}; encode writes no other")
-    codec = Codec.load(find_model(model), device, memory)
+    codec = Codec.load(find_model(model), device, memory, portable=not fast)
 
     def encode(source: str, target: str, report: Callable[[str], None]) -> None:
         picture = read_picture(_contents(source) if source == PIPE else source, source)
@@ -63,7 +65,7 @@ def encode_files(
         line = (
             f"{source} {encoded.width}x{encoded.height} -> {target}  {_thousands(size)} bytes  "
             f"{encoded.bpp:.3f} bpp  {ratio:.0f}:1  encode {seconds:.1f} s  "
-            f"model {codec.info.label}"
+            f"model {codec.info.label}{'  fast, not portable' if fast else ''}"
         )
         if verify:
             with _named(source):
@@ -153,7 +155,8 @@ def describe(target: str) -> Iterator[tuple[str, str]]:
     yield "alpha", "none" if parsed.alpha is None else f"{_thousands(len(parsed.alpha))} bytes"
     yield "ICC profile", "none" if parsed.icc is None else f"{_thousands(len(parsed.icc))} bytes"
     yield "header and checks", f"{_overhead(data, parsed)} bytes"
-    yield "arithmetic", "exact, portable" if header.portable else "floating point"
+    arithmetic = "exact, portable" if header.portable else "floating point (--fast), not portable"
+    yield "arithmetic", arithmetic
     yield "model identity", header.identity.hex()
 
 

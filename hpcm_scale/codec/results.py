@@ -16,6 +16,11 @@ class Timing:
     entropy: float = 0.0
     """Sorting, coding and checking symbols; moving them off the device."""
 
+    @property
+    def total(self) -> float:
+        """All of it."""
+        return self.network + self.entropy
+
     @contextmanager
     def entropy_part(self) -> Iterator[None]:
         """Count the block as entropy coding rather than network."""

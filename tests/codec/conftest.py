@@ -69,6 +69,12 @@ def codec(models: Path) -> Codec:
 
 
 @pytest.fixture(scope="session")
+def fast_codec(models: Path) -> Codec:
+    """The same in floating point."""
+    return Codec.load(models / "tiny.safetensors", portable=False)
+
+
+@pytest.fixture(scope="session")
 def other_codec(models: Path) -> Codec:
     """The codec of other.safetensors: the same network with other parameters."""
     return Codec.load(models / "other.safetensors")

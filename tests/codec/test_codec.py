@@ -59,8 +59,9 @@ def test_only_latents_that_touch_the_picture_are_coded(
 
 
 def test_the_codec_reconstructs_what_the_network_s_own_forward_does(
-    models: Path, codec: Codec, make_photo: Photo
+    models: Path, fast_codec: Codec, make_photo: Photo
 ) -> None:
+    codec = fast_codec
     pixels = make_photo(256, 512)
     network = load_model(models / "tiny.safetensors").network
     x = torch.from_numpy(pixels).permute(2, 0, 1)[None] / 255
@@ -118,20 +119,21 @@ def test_other_arithmetic_ends_in_an_error_or_in_the_same_picture(
     models: Path, codec: Codec, make_photo: Photo
 ) -> None:
     model = load_model(models / "tiny.safetensors")
-    elsewhere = Codec(model, _OtherArithmetic(model.network, model.tables))
+    path = _OtherArithmetic(model.network, model.tables)
+    here, elsewhere = (Codec(model, False, paths) for paths in ((), [path]))
     outcomes = set()
     for seed in range(30):
-        data = codec.encode(make_photo(200, 200, seed))
+        data = here.encode(make_photo(200, 200, seed))
         try:
             picture = elsewhere.decode(data)
         except BitstreamError as error:
             outcomes.add(str(error).split(" (")[0])
         else:
-            assert np.array_equal(picture, codec.decode(data))
+            assert np.array_equal(picture, here.decode(data))
             outcomes.add("same")
     refusal = (
-        "decodes to other symbols than were encoded: this machine's floating-point results "
-        "differ from the encoder's"
+        "decodes to other symbols than were encoded: it was encoded with --fast, and this "
+        "machine's floating-point results differ from the encoder's"
     )
     assert outcomes == {"same", refusal}
 
@@ -166,9 +168,25 @@ def test_a_picture_in_larger_tiles_than_memory_allows_is_refused_with_the_remedy
         Codec.load(models / "tiny.safetensors", memory=1 << 20).decode(data)
 
 
-def test_a_portable_file_is_refused(codec: Codec, make_photo: Photo) -> None:
-    with pytest.raises(BitstreamError, match="portable mode"):
-        codec.decode(_forged(codec, codec.encode(make_photo(16, 16)), portable=True))
+def test_a_file_that_claims_the_other_arithmetic_is_refused(
+    codec: Codec, fast_codec: Codec, make_photo: Photo
+) -> None:
+    fast = fast_codec
+    with pytest.raises(BitstreamError, match="though its arithmetic is exact"):
+        codec.decode(_forged(codec, fast.encode(make_photo(16, 16)), portable=True))
+    with pytest.raises(BitstreamError, match="was encoded with --fast"):
+        codec.decode(_forged(codec, codec.encode(make_photo(16, 16)), portable=False))
+
+
+def test_a_codec_decodes_files_of_either_arithmetic(
+    codec: Codec, fast_codec: Codec, make_photo: Photo
+) -> None:
+    fast, image = fast_codec, make_photo(100, 200)
+    assert container.read(codec.encode(image)).header.portable
+    data = fast.encode(image)
+    assert not container.read(data).header.portable
+    assert np.array_equal(codec.decode(data), fast.decode(data))
+    assert np.array_equal(fast.decode(codec.encode(image)), codec.decode(codec.encode(image)))
 
 
 @pytest.mark.parametrize("size", [(600, 900), (257, 1030)])
