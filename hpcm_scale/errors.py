@@ -1,5 +1,10 @@
 """The one family of errors a user can cause; the CLI prints each on one line and exits 2."""
 
+INTERRUPTED = 75
+"""Exit code of a run that was told to stop, saved and can be resumed (sysexits' EX_TEMPFAIL)."""
+JOB_LOST = 76
+"""Exit code of a rank whose job fell apart: another rank died, hung or cannot be reached."""
+
 
 class HpcmError(Exception):
     """Something the user can put right: the message names the file or field, value and remedy."""

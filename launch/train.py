@@ -1,6 +1,7 @@
 """Trains one run: `deepspeed launch/train.py --config configs/runs/X.yaml [--set key=value ...]`.
 
-Also `python launch/train.py ...` for one process without the launcher.
+Also `python launch/train.py ...` for one process without the launcher. Exit codes: 2 for what the
+user can put right, 75 for a run that was told to stop and is saved, 76 for a job that lost a rank.
 """
 
 import argparse
@@ -8,24 +9,50 @@ import os
 import sys
 
 from hpcm_scale.config import load_run
-from hpcm_scale.errors import HpcmError
+from hpcm_scale.errors import INTERRUPTED, JOB_LOST, HpcmError
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--config", required=True, help="a YAML file: configs/runs/*.yaml")
     parser.add_argument("--set", action="append", metavar="KEY=VALUE", help="over the file")
+    parser.add_argument(
+        "--resume",
+        default="never",
+        metavar="auto|CHECKPOINT",
+        help="auto continues the run from its newest good checkpoint, or begins it; the folder of "
+        "another run's checkpoint begins this run from there",
+    )
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the launcher's
     arguments = parser.parse_args()
+    rank = int(os.environ.get("RANK", "0"))
     try:
         run = load_run(arguments.config, arguments.set)
-        from hpcm_scale.training.loop import train  # after parsing: deepspeed takes seconds to load
+        from hpcm_scale.training.loop import Interrupted, train  # deepspeed takes seconds to load
 
-        train(run)
+        try:
+            train(run, arguments.resume)
+        except Interrupted as stopped:
+            if rank == 0:
+                sys.stderr.write(f"train: {stopped}; --resume auto continues it\n")
+            sys.exit(INTERRUPTED)
+        except RuntimeError as error:
+            if not from_peers(error):
+                raise
+            reason = str(error).splitlines()[0]
+            sys.stderr.write(f"train: rank {rank}: the job is lost: {reason}\n")
+            sys.exit(JOB_LOST)
     except HpcmError as error:
-        if int(os.environ.get("RANK", "0")) == 0:
+        if rank == 0:
             sys.stderr.write(f"train: {' '.join(str(error).split())}\n")
         sys.exit(2)
+
+
+def from_peers(error: RuntimeError) -> bool:
+    """Whether a collective operation failed because of another rank."""
+    text = str(error)
+    signs = ("gloo", "NCCL", "Connection closed", "Connection reset", "Timed out", "Broken pipe")
+    return any(sign in text for sign in signs)
 
 
 if __name__ == "__main__":

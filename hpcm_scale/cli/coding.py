@@ -1,10 +1,8 @@
 """Verbs that code pictures."""
 
-from pathlib import Path
-
 import typer
 
-from hpcm_scale.cli.program import app, bytes_of, checked_device, console
+from hpcm_scale.cli.program import app, bytes_of, checked_device
 
 
 @app.command()
@@ -48,21 +46,3 @@ def decode(
     from hpcm_scale.codec.commands import decode_files
 
     decode_files(inputs, output, model, checked_device(device, threads), bytes_of(memory), verbose)
-
-
-@app.command()
-def compare(
-    original: Path = typer.Argument(help="A picture."),
-    reconstruction: Path = typer.Argument(help="What became of it."),
-    out: Path = typer.Option(Path("side_by_side.png"), "-o", "--out", help="Picture to write."),
-) -> None:
-    """Measure a reconstruction against its original and put them side by side."""
-    from hpcm_scale.evaluation.compare import compare, save
-
-    result = compare(original, reconstruction)
-    save(result, out)
-    console.print(
-        f"{original.name} and {reconstruction.name}: {result.psnr:.2f} dB -> {out}",
-        highlight=False,
-        soft_wrap=True,
-    )

@@ -13,6 +13,9 @@ class DataConfig(StrictModel):
     val: str | None = None
     """Validation images: another packed dataset, a plain folder of images, or the val split of
     `train` where this is not given."""
+    val_also: tuple[str, ...] = ()
+    """More sets that are validated at the same times, each a packed dataset or a plain folder of
+    images; the rows of metrics are of kind val-<name of the folder>."""
     crop: Positive = 256
     """Side of the square training crop, in pixels. No image of the split may be smaller."""
     flips: bool = True

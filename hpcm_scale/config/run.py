@@ -21,7 +21,7 @@ class ModelChoice(StrictModel):
     """Multiplies every channel count of the variant."""
     depth: float = Field(1.0, gt=0)
     """Multiplies the number of residual blocks of every part that has any."""
-    overrides: dict[str, Any] = {}
+    overrides: dict[str, Any] = Field(default_factory=dict)
     """Fields of ModelConfig set after the dials, such as `fusion: psi`."""
 
 
@@ -62,7 +62,7 @@ class OptimizerConfig(StrictModel):
     milestones: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = (0.8, 0.9, 0.95)
     """step: shares of the run after which the rate changes (the papers': 1.6, 1.8, 1.9 of 2 M)."""
     factors: tuple[Annotated[float, Field(gt=0)], ...] = (0.2, 0.05, 0.01)
-    """step: what the peak is multiplied by from each milestone on (the papers': 2e-5, 5e-6, 1e-6)."""
+    """step: the share of the peak from each milestone on (the papers' 2e-5, 5e-6, 1e-6)."""
     final: float = Field(0.01, ge=0, le=1)
     """cosine: the share of the peak that the run ends at."""
     ema: float | None = Field(None, gt=0, lt=1)

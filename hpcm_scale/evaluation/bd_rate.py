@@ -1,40 +1,125 @@
-"""BD-rate: the mean rate difference between two rate-distortion curves at equal quality."""
+"""Bjøntegaard deltas: the mean difference between two rate-distortion curves (VCEG-M33)."""
+
+from typing import Literal, Protocol
 
 import numpy as np
-from scipy.interpolate import PchipInterpolator
+from scipy.interpolate import Akima1DInterpolator, PchipInterpolator
 
 from hpcm_scale.errors import RunError
 
+Method = Literal["pchip", "akima", "cubic"]
+LEAST_POINTS = {"pchip": 2, "akima": 2, "cubic": 4}
+"""Points a curve must have to determine its interpolation."""
+
+
+class _Curve(Protocol):
+    def integrate(self, a: float, b: float) -> np.ndarray: ...
+
+
+class _Cubic:
+    """One cubic polynomial through all points, by least squares where there are more than four."""
+
+    def __init__(self, x: np.ndarray, y: np.ndarray) -> None:
+        self._polynomial = np.polynomial.Polynomial.fit(x, y, 3)
+
+    def integrate(self, a: float, b: float) -> np.ndarray:
+        primitive = self._polynomial.integ()
+        return primitive(b) - primitive(a)
+
+
+_CURVES: dict[str, type[_Curve]] = {
+    "pchip": PchipInterpolator,
+    "akima": Akima1DInterpolator,
+    "cubic": _Cubic,
+}
+
 
 def bd_rate(
-    anchor_rate: np.ndarray, anchor_quality: np.ndarray, rate: np.ndarray, quality: np.ndarray
+    anchor_rate: np.ndarray,
+    anchor_quality: np.ndarray,
+    rate: np.ndarray,
+    quality: np.ndarray,
+    method: Method = "pchip",
 ) -> float:
-    """Mean log-rate difference over the shared range of quality (Bjøntegaard, VCEG-M33).
-
-    The curves are interpolated by monotone cubics (PCHIP), as JVET does, not by one polynomial.
+    """Mean rate difference, in log-rate, over the shared range of quality.
 
     Args:
-        anchor_rate: (n,) rates of the reference, n ≥ 2, in any unit.
+        anchor_rate: (n,) rates of the reference, in any unit.
         anchor_quality: (n,) its qualities, for example PSNR in dB, one for each rate.
         rate: (m,) rates of the codec in question, in the same unit.
         quality: (m,) its qualities.
+        method: how the points are joined: monotone piecewise cubics (pchip, as JVET), Akima's
+            piecewise cubics, or one cubic for the whole curve (the original proposal).
 
     Returns:
         Percent; negative where the codec needs fewer bits than the anchor.
 
     Raises:
-        RunError: if a curve does not rise with rate, or the qualities do not overlap.
+        RunError: if a curve has too few points or does not rise with rate, or the qualities do
+            not overlap.
     """
-    curves = []
-    for name, r, q in (("anchor", anchor_rate, anchor_quality), ("curve", rate, quality)):
-        order = np.argsort(r)
-        r, q = np.asarray(r, float)[order], np.asarray(q, float)[order]
-        if len(r) < 2 or not (np.diff(q) > 0).all() or not (r > 0).all():
-            raise RunError(f"BD-rate: the {name}'s quality does not rise with its rate")
-        curves.append(PchipInterpolator(q, np.log(r)))
-    low = max(c.x[0] for c in curves)
-    high = min(c.x[-1] for c in curves)
+    anchor = _checked("anchor", anchor_rate, anchor_quality, method)
+    curve = _checked("curve", rate, quality, method)
+    pairs = [(q, np.log(r)) for r, q in (anchor, curve)]
+    return float(100 * np.expm1(_mean_difference(*pairs, method, "quality")))
+
+
+def bd_psnr(
+    anchor_rate: np.ndarray,
+    anchor_quality: np.ndarray,
+    rate: np.ndarray,
+    quality: np.ndarray,
+    method: Method = "pchip",
+) -> float:
+    """Mean quality difference over the shared range of log-rate.
+
+    Args: as for `bd_rate`.
+
+    Returns:
+        In the unit of the qualities (dB); positive where the codec is better than the anchor.
+
+    Raises:
+        RunError: as `bd_rate`, for rates that do not overlap.
+    """
+    anchor = _checked("anchor", anchor_rate, anchor_quality, method)
+    curve = _checked("curve", rate, quality, method)
+    pairs = [(np.log(r), q) for r, q in (anchor, curve)]
+    return float(_mean_difference(*pairs, method, "rate"))
+
+
+def _checked(
+    name: str, rate: np.ndarray, quality: np.ndarray, method: Method
+) -> tuple[np.ndarray, np.ndarray]:
+    """A curve's points by rising rate."""
+    if method not in _CURVES:
+        raise RunError(f"BD-rate: method {method!r} is not one of {', '.join(_CURVES)}")
+    order = np.argsort(rate)
+    r, q = np.asarray(rate, float)[order], np.asarray(quality, float)[order]
+    if len(r) < LEAST_POINTS[method]:
+        raise RunError(
+            f"BD-rate: the {name} has {len(r)} points, {method} needs {LEAST_POINTS[method]}"
+        )
+    if not (np.isfinite(r).all() and np.isfinite(q).all() and (r > 0).all()):
+        raise RunError(f"BD-rate: the {name} has rates or qualities that are not finite")
+    if not ((np.diff(q) > 0) & (np.diff(r) > 0)).all():
+        k = int(np.argmin((np.diff(q) > 0) & (np.diff(r) > 0)))
+        raise RunError(
+            f"BD-rate: the {name}'s quality does not rise with its rate "
+            f"({q[k]:.4g} at {r[k]:.4g}, {q[k + 1]:.4g} at {r[k + 1]:.4g})"
+        )
+    return r, q
+
+
+def _mean_difference(
+    anchor: tuple[np.ndarray, np.ndarray],
+    curve: tuple[np.ndarray, np.ndarray],
+    method: Method,
+    shared: str,
+) -> float:
+    """Mean of curve minus anchor over the range of x that both (x, y) have."""
+    low = max(anchor[0][0], curve[0][0])
+    high = min(anchor[0][-1], curve[0][-1])
     if high <= low:
-        raise RunError("BD-rate: the two curves share no range of quality")
-    areas = [c.integrate(low, high) for c in curves]
-    return float(100 * np.expm1((areas[1] - areas[0]) / (high - low)))
+        raise RunError(f"BD-rate: the two curves share no range of {shared}")
+    areas = [_CURVES[method](*points).integrate(low, high) for points in (anchor, curve)]
+    return (areas[1] - areas[0]) / (high - low)

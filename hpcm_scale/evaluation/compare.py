@@ -8,6 +8,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from hpcm_scale.codec.images import read_picture
 from hpcm_scale.errors import DataError
+from hpcm_scale.evaluation.metrics import mse, psnr
 from hpcm_scale.files import atomic_path
 
 GAP = 8
@@ -38,10 +39,9 @@ def compare(original: Path, reconstruction: Path) -> Comparison:
             f"{reconstruction}: is {second.width}x{second.height}, {original} is "
             f"{first.width}x{first.height}; only pictures of one size can be compared"
         )
-    error = np.mean((np.asarray(first, np.float64) - np.asarray(second, np.float64)) ** 2)
-    psnr = float(10 * np.log10(255**2 / error)) if error else float("inf")
-    captions = (original.name, f"{reconstruction.name}  {psnr:.2f} dB")
-    return Comparison(psnr, _side_by_side((first, second), captions))
+    quality = psnr(mse(np.asarray(first), np.asarray(second)))
+    captions = (original.name, f"{reconstruction.name}  {quality:.2f} dB")
+    return Comparison(quality, _side_by_side((first, second), captions))
 
 
 def save(comparison: Comparison, target: Path) -> None:

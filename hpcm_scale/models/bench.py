@@ -20,12 +20,15 @@ CROPS, CROP = 4, 256
 """The training step that is measured: crops and their side."""
 
 
-def sgemm_rate() -> float:
-    """Floating-point operations a second of one large fp32 matrix product, measured now."""
-    a = torch.rand(PEAK_SIDE, PEAK_SIDE)
+def sgemm_rate(
+    side: int = PEAK_SIDE, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+) -> float:
+    """Floating-point operations a second of one large matrix product, measured now."""
+    a = torch.rand(side, side, device=device).to(dtype)
+    (a[:1] @ a).sum().item()  # .item() waits for the device
     start = perf_counter()
-    a @ a
-    return 2 * PEAK_SIDE**3 / (perf_counter() - start)
+    (a @ a)[0, 0].item()
+    return 2 * side**3 / (perf_counter() - start)
 
 
 def operations(run: Callable[[], object]) -> int:

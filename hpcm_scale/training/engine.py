@@ -3,6 +3,8 @@
 import json
 import os
 import warnings
+from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import deepspeed
@@ -14,10 +16,19 @@ from hpcm_scale.config import ModelConfig, RunConfig, configs_folder
 from hpcm_scale.errors import ConfigError
 from hpcm_scale.models.blocks import PConvRB
 from hpcm_scale.models.zoo import build
+from hpcm_scale.training.average import load_weights
+from hpcm_scale.weights.modelfile import load_model
 
 
-def init_distributed() -> tuple[int, int]:
-    """Join the job that the launcher described, or be a job of one; returns (rank, world size)."""
+def init_distributed(timeout: float) -> tuple[int, int]:
+    """Join the job that the launcher described, or be a job of one.
+
+    Args:
+        timeout: seconds a rank waits in one collective operation.
+
+    Returns:
+        rank and world size.
+    """
     for name, value in (
         ("RANK", "0"),
         ("LOCAL_RANK", "0"),
@@ -34,7 +45,11 @@ def init_distributed() -> tuple[int, int]:
         torch.set_num_threads(max(1, cores // int(ranks)))
     # DeepSpeed 0.19 calls collectives by names that torch 2.13 renamed, and warns at each.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
-    deepspeed.init_distributed(get_accelerator().communication_backend_name(), verbose=False)
+    deepspeed.init_distributed(
+        get_accelerator().communication_backend_name(),
+        verbose=False,
+        timeout=timedelta(seconds=timeout),
+    )
     return deepspeed.comm.get_rank(), deepspeed.comm.get_world_size()
 
 
@@ -44,10 +59,8 @@ def deepspeed_config(run: RunConfig, world_size: int) -> dict[str, Any]:
     Raises:
         ConfigError: if there is no such file, or batch, micro-batch and ranks do not divide.
     """
-    path = configs_folder("deepspeed") / f"{run.deepspeed}.json"
-    if not path.is_file():
-        names = ", ".join(sorted(p.stem for p in path.parent.glob("*.json")))
-        raise ConfigError(f"deepspeed: {run.deepspeed!r} is not one of {names}")
+    config = _read_deepspeed(run.deepspeed)
+    offload = _offload(config, run.folder / "offload")
     if run.batch % world_size:
         raise ConfigError(f"batch: {run.batch} cannot be shared by {world_size} ranks")
     on_rank = run.batch // world_size
@@ -57,23 +70,50 @@ def deepspeed_config(run: RunConfig, world_size: int) -> dict[str, Any]:
             f"micro_batch: {micro_batch} does not divide the {on_rank} crops of a rank "
             f"(batch {run.batch} over {world_size} ranks)"
         )
-    return json.loads(path.read_text()) | {
+    return config | {
         "train_batch_size": run.batch,
         "train_micro_batch_size_per_gpu": micro_batch,
         "gradient_accumulation_steps": on_rank // micro_batch,
         "gradient_clipping": run.optimizer.clip,
         "bf16": {"enabled": uses_bf16(run)},
         "optimizer": {
-            "type": "Adam",
-            # DeepSpeed's own Adam compiles a kernel at first use; torch's needs nothing.
+            "type": "AdamW" if run.optimizer.type == "adamw" else "Adam",
             "params": {
                 "lr": run.optimizer.lr,
                 "betas": list(run.optimizer.betas),
-                "torch_adam": True,
+                "weight_decay": run.optimizer.weight_decay,
+                # DeepSpeed's own Adam compiles a kernel at first use, which only states that are
+                # kept off the accelerator repay; torch's needs nothing.
+                "torch_adam": not offload,
             },
         },
         "steps_per_print": 2**31,
     }
+
+
+def _read_deepspeed(name: str) -> dict[str, Any]:
+    path = Path(name)
+    if path.suffix != ".json":
+        path = configs_folder("deepspeed") / f"{name}.json"
+    try:
+        config = json.loads(path.read_text())
+    except OSError:
+        names = ", ".join(sorted(p.stem for p in path.parent.glob("*.json")))
+        raise ConfigError(f"deepspeed: {name!r} is not one of {names}") from None
+    except ValueError as error:
+        raise ConfigError(f"deepspeed: {path} is not JSON ({error})") from None
+    if not isinstance(config, dict) or "stage" not in config.get("zero_optimization", {}):
+        raise ConfigError(f"deepspeed: {path} has no zero_optimization.stage")
+    return config
+
+
+def _offload(config: dict[str, Any], folder: Path) -> bool:
+    """Whether optimizer states leave the accelerator; on disks they go to the run's `folder`."""
+    zero = config["zero_optimization"]
+    for key in ("offload_optimizer", "offload_param"):
+        if zero.get(key, {}).get("device") == "nvme":
+            zero[key].setdefault("nvme_path", str(folder.absolute()))
+    return zero.get("offload_optimizer", {}).get("device", "none") != "none"
 
 
 def uses_bf16(run: RunConfig) -> bool:
@@ -83,13 +123,21 @@ def uses_bf16(run: RunConfig) -> bool:
     return run.precision == "bf16"
 
 
-def build_engine(run: RunConfig, model: ModelConfig, world_size: int) -> DeepSpeedEngine:
+def build_engine(
+    run: RunConfig, model: ModelConfig, world_size: int, universal: bool = False
+) -> DeepSpeedEngine:
     """The network of a run under DeepSpeed; the same initial weights on any number of ranks.
 
+    Args:
+        universal: whether a universal checkpoint will be loaded into it.
+
     Raises:
-        ConfigError: see `deepspeed_config`.
+        ConfigError: see `deepspeed_config`; or `init` is a model of another network.
+        CheckpointError: if the file of `init` cannot be used.
     """
     config = deepspeed_config(run, world_size)
+    if universal:
+        config["checkpoint"] = {"load_universal": True}
     torch.manual_seed(run.seed)
     with deepspeed.zero.Init(
         config_dict_or_path=config, enabled=config["zero_optimization"]["stage"] == 3
@@ -98,6 +146,8 @@ def build_engine(run: RunConfig, model: ModelConfig, world_size: int) -> DeepSpe
     # DeepSpeed broadcasts parameters as bytes, which needs them contiguous (ZeRO-3's always are).
     network.to(memory_format=torch.contiguous_format)
     network.checkpoint_activations(run.checkpoint_activations)
+    if run.init is not None:
+        _start_from(network, run.init, model)
     # Gathered and released as one, a block costs a third of the collectives and hooks. Not the
     # blocks of shared nets: DeepSpeed 0.19 reduces a leaf's gradients at its every use.
     deepspeed.utils.set_z3_leaf_modules(network, [PConvRB])
@@ -105,3 +155,15 @@ def build_engine(run: RunConfig, model: ModelConfig, world_size: int) -> DeepSpe
         model=network, model_parameters=network.parameters(), config=config
     )
     return engine
+
+
+def _start_from(network: torch.nn.Module, path: Path, model: ModelConfig) -> None:
+    loaded = load_model(path)
+    mine, other = (m.model_dump(exclude={"name", "published"}) for m in (model, loaded.info.config))
+    different = [key for key in mine if mine[key] != other[key]]
+    if different:
+        key = different[0]
+        raise ConfigError(
+            f"init: {path} is another network: its {key} is {other[key]}, this run's is {mine[key]}"
+        )
+    load_weights(network, loaded.network.state_dict())

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import torch
+from pytorch_msssim import ms_ssim
 from torch import Tensor
 
 from hpcm_scale.config import LossConfig
@@ -12,37 +13,44 @@ PIXEL_RANGE = 255
 """The papers' λ belongs to squared errors of 8-bit values."""
 
 
-def figure_names(scales: int) -> tuple[str, ...]:
-    """What `RateDistortion.per_image` gives, in order, of a network with so many scales.
-
-    HPCM has three, the baselines one, whose `bpp_y_s1` is all of y.
-    """
-    return ("loss", "bpp", "mse", "bpp_z", *(f"bpp_y_s{s + 1}" for s in range(scales)))
-
-
 @dataclass(frozen=True)
 class RateDistortion:
-    """loss = λ·255²·MSE + bpp, per arXiv 2507.19125."""
+    """loss = λ·255²·MSE + bpp, or λ·(1 − MS-SSIM) + bpp (arXiv 2507.19125)."""
 
     config: LossConfig
+
+    def figure_names(self, scales: int) -> tuple[str, ...]:
+        """What `per_image` gives, in order, of a network with so many scales.
+
+        HPCM has three, the baselines one, whose `bpp_y_s1` is all of y.
+        """
+        names = ("loss", "bpp", "mse", "bpp_z", *(f"bpp_y_s{s + 1}" for s in range(scales)))
+        return (*names, "ms_ssim") if self.config.distortion == "ms-ssim" else names
 
     def per_image(self, output: Output, x: Tensor) -> Tensor:
         """The figures of each image.
 
         Args:
             output: x̂ of the size of `x`, and the bits of all that was coded, padding included.
-            x: (B, 3, H, W) in [0, 1].
+            x: (B, 3, H, W) in [0, 1]; for MS-SSIM, whose five scales need it, of sides over 160.
 
         Returns:
-            (B, 4 + scales) in the order of `figure_names`: loss, bits per pixel in all, mean
-            squared error of values in [0, 1], then bits per pixel of z and of y in each scale.
+            (B, figures) in the order of `figure_names`: loss, bits per pixel in all, mean squared
+            error of values in [0, 1], then bits per pixel of z and of y in each scale; MS-SSIM
+            where it is the distortion.
         """
-        mse = (output.x_hat.float() - x).square().flatten(1).mean(1)
+        x_hat = output.x_hat.float()
+        mse = (x_hat - x).square().flatten(1).mean(1)
         rates = output.bits.float() / (x.shape[-2] * x.shape[-1])
         bpp = rates.sum(1)
-        loss = self.config.lmbda * PIXEL_RANGE**2 * mse + bpp
-        parts = torch.cat([rates[:, -1:], rates[:, :-1]], dim=1)
-        return torch.cat([torch.stack([loss, bpp, mse], dim=1), parts], dim=1)
+        figures = [bpp, mse, rates[:, -1], *rates[:, :-1].unbind(1)]
+        if self.config.distortion == "ms-ssim":
+            similarity = ms_ssim(x_hat, x, data_range=1.0, size_average=False)
+            figures.append(similarity)
+            distortion = self.config.lmbda * (1 - similarity)
+        else:
+            distortion = self.config.lmbda * PIXEL_RANGE**2 * mse
+        return torch.stack([distortion + bpp, *figures], dim=1)
 
 
 def psnr(mse: float) -> float:

@@ -14,7 +14,7 @@ from hpcm_scale.models.codec_network import Output
 from hpcm_scale.models.zoo import model_config
 from hpcm_scale.training.engine import deepspeed_config
 from hpcm_scale.training.loop import Trainer
-from hpcm_scale.training.loss import RateDistortion, figure_names, psnr
+from hpcm_scale.training.loss import RateDistortion, psnr
 from hpcm_scale.training.schedule import learning_rate
 
 
@@ -24,7 +24,7 @@ def test_the_objective_is_the_papers():
     objective = RateDistortion(LossConfig(lmbda=0.013))
     rows = objective.per_image(Output(x_hat, bits), x)
     for image, row in enumerate(rows):
-        figures = dict(zip(figure_names(3), row.tolist(), strict=True))
+        figures = dict(zip(objective.figure_names(3), row.tolist(), strict=True))
         squared = ((x[image] * 255 - x_hat[image] * 255) ** 2).mean().item()
         bpp = bits[image].sum().item() / 128
         assert figures["loss"] == pytest.approx(0.013 * squared + bpp, rel=1e-5)
@@ -36,8 +36,9 @@ def test_the_objective_is_the_papers():
 
 def test_a_network_with_one_scale_reports_one_rate_of_y():
     x, bits = torch.rand(1, 3, 8, 16), torch.tensor([[256.0, 128.0]])
-    (row,) = RateDistortion(LossConfig()).per_image(Output(x, bits), x)
-    figures = dict(zip(figure_names(1), row.tolist(), strict=True))
+    objective = RateDistortion(LossConfig())
+    (row,) = objective.per_image(Output(x, bits), x)
+    figures = dict(zip(objective.figure_names(1), row.tolist(), strict=True))
     assert figures["mse"] == 0
     assert (figures["bpp_y_s1"], figures["bpp_z"], figures["bpp"]) == (2, 1, 3)
 

@@ -1,0 +1,90 @@
+"""Verbs that measure codecs and compare them."""
+
+from pathlib import Path
+
+import typer
+
+from hpcm_scale.cli.program import app, bytes_of, checked_device, console, errors
+
+
+@app.command("eval")
+def eval_(
+    models: list[str] = typer.Argument(None, help="Model files, or names in HPCM_MODELS."),
+    data: Path = typer.Option(help="Folder of pictures."),
+    out: Path = typer.Option(Path("report"), "-o", "--out", help="Folder of results."),
+    codecs: str = typer.Option(
+        "", help="Other codecs, by commas: jpeg, webp, jpeg2000, avif, jxl; or all."
+    ),
+    codec: list[str] = typer.Option(
+        [],
+        help="A codec by command lines: 'name=...; encode=... {quality} {input} {output}; "
+        "decode=... {input} {output}; quality=1,2,3; extension=.x', or a YAML file of these keys.",
+    ),
+    points: list[str] = typer.Option(
+        [], help="Published R-D points to draw: FILE or FILE:DATASET (CompressAI's JSON)."
+    ),
+    anchor: str | None = typer.Option(
+        None, help="The curve that BD-rates refer to; jpeg, or else the first."
+    ),
+    page: int = typer.Option(3, min=0, help="Pictures on the comparison page; 0 for no page."),
+    device: str = typer.Option("cpu", help="Where models run: cpu, cuda, cuda:1, ..."),
+    threads: int | None = typer.Option(None, min=1, help="CPU threads; all cores by default."),
+    memory: float = typer.Option(2.0, min=0.05, help="GiB a network may work in."),
+) -> None:
+    """Measure models and other codecs on pictures: files' real sizes, quality, time, memory.
+
+    Interrupted, it goes on where it was when called again. With several processes:
+    accelerate launch --cpu --num_processes 4 -m hpcm_scale.cli eval ...
+    """
+    from hpcm_scale.evaluation.commands import evaluate_codecs
+
+    evaluate_codecs(
+        models or [],
+        data,
+        out,
+        [name.strip() for name in codecs.split(",") if name.strip()],
+        codec,
+        points,
+        anchor,
+        page,
+        checked_device(device, threads),
+        bytes_of(memory),
+        console,
+        errors,
+    )
+
+
+@app.command()
+def table(
+    results: list[Path] = typer.Option([], help="Folder of an eval, to show what it measured."),
+    points: list[str] = typer.Option(
+        [], help="R-D points to compute BD-rates from: FILE or FILE:DATASET."
+    ),
+    anchor: str | None = typer.Option(None, help="Their anchor; the first unless told."),
+) -> None:
+    """Print the papers' results, what is counted of the variants built here, and what was measured.
+
+    Each table says which of its figures are published, counted or measured.
+    """
+    from hpcm_scale.evaluation.commands import tables
+
+    for one in tables(results, points, anchor):
+        console.print(one)
+
+
+@app.command()
+def compare(
+    original: Path = typer.Argument(help="A picture."),
+    reconstruction: Path = typer.Argument(help="What became of it."),
+    out: Path = typer.Option(Path("side_by_side.png"), "-o", "--out", help="Picture to write."),
+) -> None:
+    """Measure a reconstruction against its original and put them side by side."""
+    from hpcm_scale.evaluation.compare import compare, save
+
+    result = compare(original, reconstruction)
+    save(result, out)
+    console.print(
+        f"{original.name} and {reconstruction.name}: {result.psnr:.2f} dB -> {out}",
+        highlight=False,
+        soft_wrap=True,
+    )

@@ -1,0 +1,156 @@
+"""Tables for the terminal: what the papers print, what is counted here, what was measured here."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from hpcm_scale.evaluation.curves import METRICS, Curve, Delta, deltas, read_report
+from hpcm_scale.evaluation.published import DATASETS, ablations, systems
+from hpcm_scale.models.complexity import complexity_table
+from hpcm_scale.models.zoo import model_config, variants
+
+
+def published_table() -> Table:
+    """The papers' results table: fourteen systems, three data sets, complexity."""
+    table = _table(
+        "PUBLISHED: BD-rate (%) of PSNR against VTM-22.0; times on the authors' GPU",
+        ("model", "venue"),
+        ("enc. ms", "dec. ms", "kMACs/px", "params (M)", *DATASETS.values()),
+    )
+    for system in systems():
+        table.add_row(
+            system.model,
+            system.venue,
+            _number(system.encode_ms, ".1f"),
+            _number(system.decode_ms, ".1f"),
+            f"{system.kmacs_per_pixel:.2f}",
+            f"{system.parameters_m:.2f}",
+            *(_number(system.bd_rate[name], "+.2f") for name in DATASETS),
+        )
+    table.caption = (
+        "arXiv 2507.19125; HPCM-1B: arXiv 2508.09075. VTM-22.0's own points are not published with "
+        "them, so these figures cannot be recomputed, only compared with one another."
+    )
+    return table
+
+
+def counted_table() -> Table:
+    """Parameters and arithmetic of every variant built here, beside what the papers print."""
+    table = _table(
+        "COUNTED here beside PUBLISHED",
+        ("variant",),
+        ("params (M)", "published", "kMACs/px", "published ", "difference", "BD-rate % to base"),
+    )
+    published = {system.variant: system for system in systems() if system.variant}
+    effects = ablations()
+    for name in variants():
+        config = model_config(name)
+        counted = complexity_table(config)[-1]
+        system, printed = published.get(name), config.published
+        kmacs = system.kmacs_per_pixel if system else printed and printed.kmacs_per_pixel
+        table.add_row(
+            name,
+            f"{counted.parameters / 1e6:.3f}",
+            _number(system and system.parameters_m, ".2f"),
+            f"{counted.kmacs_per_pixel:.2f}",
+            _number(kmacs, ".2f"),
+            "–" if not kmacs else f"{100 * (counted.kmacs_per_pixel / kmacs - 1):+.3f} %",
+            _number(effects.get(name), "+.2f"),
+        )
+    table.caption = "The last column is published: ablations of Base on Kodak, arXiv 2507.19125."
+    return table
+
+
+def report_tables(folder: Path) -> Iterator[Table]:
+    """What the evaluation in a folder measured.
+
+    Raises:
+        DataError: if there is no report in it.
+    """
+    report = read_report(folder)
+    curves = [Curve(**values) for values in report["curves"]]
+    found = [Delta(**values) for values in report["deltas"]]
+    yield measured_table(curves, found, report["anchor"], report["data"], report["machines"])
+
+
+def measured_table(
+    curves: Sequence[Curve], found: Sequence[Delta], anchor: str, data: str, machines: Sequence[str]
+) -> Table:
+    """Averages of every measured point, and every curve's BD-rate."""
+    table = _table(
+        f"MEASURED here: {data}, files' real sizes; BD-rate (PCHIP) against {anchor}",
+        ("codec", "setting"),
+        (
+            "bpp", "PSNR dB", "MS-SSIM dB", "enc. s", "dec. s", "peak MiB",
+            *(f"BD-rate {label.split()[0]}" for label in METRICS.values()),
+        ),
+    )  # fmt: skip
+    by_pchip = {(d.curve, d.metric): d for d in found if d.method == "pchip"}
+    refusals = []
+    for curve in curves:
+        summary = []
+        for metric in METRICS:
+            delta = by_pchip.get((curve.name, metric))
+            text = "anchor" if curve.name == anchor else "–"
+            if delta is not None:
+                text = _number(delta.bd_rate, "+.2f", "refused") + " %" * (
+                    delta.bd_rate is not None
+                )
+                if delta.refused:
+                    refusals.append(f"{curve.name}, {METRICS[metric]}: {delta.refused}")
+            summary.append(text)
+        if curve.published:
+            table.add_row(curve.name, f"{len(curve.points)} points", *"–" * 6, *summary)
+        for i, point in enumerate([] if curve.published else curve.points):
+            table.add_row(
+                curve.name if i == 0 else "",
+                point["setting"],
+                _number(point["bpp"], ".4f"),
+                _number(point["psnr"], ".3f"),
+                _number(point["ms_ssim_db"], ".3f"),
+                _number(point["encode_seconds"], ".3f"),
+                _number(point["decode_seconds"], ".3f"),
+                _number(point["peak_mib"], ".0f"),
+                *(summary if i == 0 else ("", "")),
+            )
+        table.add_section()
+    lines = [f"wall times; {machine}" for machine in machines]
+    table.caption = "\n".join([*lines, *(f"refused: {line}" for line in refusals)])
+    return table
+
+
+def points_table(curves: Sequence[Curve], anchor: str) -> Table:
+    """BD-rate of published points against those of `anchor`, by every method."""
+    table = _table(
+        f"COMPUTED here from PUBLISHED points: BD-rate (%) against {anchor}",
+        ("codec", "metric"),
+        ("points", "pchip", "akima", "cubic", "BD-PSNR dB (pchip)"),
+    )
+    found: dict[tuple[str, str], dict[str, Any]] = {}
+    for delta in deltas(curves, anchor):
+        found.setdefault((delta.curve, delta.metric), {})[delta.method] = delta
+    for (name, metric), by_method in found.items():
+        curve = next(curve for curve in curves if curve.name == name)
+        table.add_row(
+            name,
+            METRICS[metric],
+            str(len(curve.of(metric)[0])),
+            *(_number(by_method[m].bd_rate, "+.2f", "refused") for m in by_method),
+            _number(by_method["pchip"].bd_quality, "+.3f", "refused"),
+        )
+    return table
+
+
+def _table(title: str, texts: Sequence[str], numbers: Sequence[str]) -> Table:
+    table = Table(title=title, title_justify="left", caption_justify="left")
+    for column in texts:
+        table.add_column(column)
+    for column in numbers:
+        table.add_column(column, justify="right")
+    return table
+
+
+def _number(value: float | None, form: str, absent: str = "–") -> str:
+    return absent if value is None else format(value, form)

@@ -1,0 +1,135 @@
+"""Steps that must not be taken: a loss or a gradient that is not finite on some rank.
+
+The ranks agree before the optimizer steps, and all of them leave the step out.
+"""
+
+import math
+from collections.abc import Callable
+from types import MethodType
+
+import torch
+from deepspeed.runtime.engine import DeepSpeedEngine
+from torch import Tensor
+
+from hpcm_scale.config import GuardConfig
+
+MEMORY = 0.98
+"""Weight of the past in the running average that a loss is compared with."""
+YOUNG = 50
+"""Steps before the running average can tell a spike."""
+
+
+class StepGuard:
+    """Discards the optimizer steps of `engine` that it has been told of, or whose gradient is bad.
+
+    DeepSpeed has a way to discard a step, for 16-bit floats that overflow; this opens it to every
+    stage and precision.
+    """
+
+    def __init__(self, engine: DeepSpeedEngine) -> None:
+        self.engine = engine
+        self.bad_loss = False
+        """Whether any rank's loss of the current step is not finite; set it before the step."""
+        self.norm: float | None = None
+        """Norm of the last step's gradient over all parameters, before clipping."""
+        self.stage = engine.zero_optimization_stage()
+        optimizer = engine.optimizer
+        self._is_zero = hasattr(optimizer, "has_overflow")
+        if self._is_zero:
+            optimizer.has_overflow = self._or_bad_loss(optimizer.has_overflow)
+            if self.stage == 3:
+                # It looks for overflows of 16-bit floats alone.
+                optimizer._overflow_check_and_loss_scale_update = MethodType(
+                    _always_check, optimizer
+                )
+            else:
+                optimizer.check_grad_overflow = True
+
+    def step(self) -> bool:
+        """Let the optimizer step; False if it was discarded. To be called at the boundary."""
+        engine = self.engine
+        if not self._is_zero:
+            return self._plain_step()
+        engine.step()
+        skipped = bool(engine.optimizer.overflow)
+        norm = engine.get_global_grad_norm()
+        self.norm = None if norm is None or skipped else float(norm)
+        return not skipped
+
+    def _or_bad_loss(self, has_overflow: Callable[..., bool]) -> Callable[..., bool]:
+        def checked(*arguments: object, **options: object) -> bool:
+            # The call is a collective: every rank makes it, whatever its loss.
+            return bool(has_overflow(*arguments, **options)) or self.bad_loss
+
+        return checked
+
+    def _plain_step(self) -> bool:
+        """Stage 0 in fp32: torch's own optimizer, whole gradients, equal on all ranks."""
+        parameters = [p for p in self.engine.module.parameters() if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters]).item()
+        good = math.isfinite(norm) and not self.bad_loss
+        self.norm = norm if good else None
+        if not good:
+            for parameter in parameters:
+                parameter.grad = None  # Adam leaves alone what has no gradient
+        self.engine.step()
+        return good
+
+
+def _always_check(optimizer: object, update_scale: bool = True) -> bool:
+    """Stage 3's `_overflow_check_and_loss_scale_update`, for every precision."""
+    optimizer.overflow = False
+    optimizer.check_overflow()
+    if not update_scale:
+        return optimizer.overflow
+    return optimizer._loss_scale_update_and_overflow_cleanup()
+
+
+class LossWatch:
+    """Counts skipped steps and loss spikes."""
+
+    def __init__(self, config: GuardConfig) -> None:
+        self.config = config
+        self.skipped = 0
+        """Steps skipped so far."""
+        self.spikes = 0
+        """Spikes so far."""
+        self.in_a_row = 0
+        """Steps skipped since the last good one."""
+        self._average, self._seen = 0.0, 0
+
+    def state_dict(self) -> dict[str, float]:
+        """Counters and running average."""
+        return {
+            "skipped": self.skipped,
+            "spikes": self.spikes,
+            "average": self._average,
+            "seen": self._seen,
+        }
+
+    def load_state_dict(self, state: dict[str, float]) -> None:
+        """Go on counting from `state`."""
+        self.skipped, self.spikes = int(state["skipped"]), int(state["spikes"])
+        self._average, self._seen = state["average"], int(state["seen"])
+
+    def take(self, loss: float, stepped: bool) -> str | None:
+        """Take a step's loss over all ranks in; returns "skip" or "spike" if it was one."""
+        if not stepped:
+            self.skipped += 1
+            self.in_a_row += 1
+            return "skip"
+        self.in_a_row = 0
+        mean = self._average / (1 - MEMORY**self._seen) if self._seen else loss
+        spike = self._seen >= YOUNG and loss > self.config.spike * mean
+        self.spikes += spike
+        # A spike counts as the largest loss that is none, or it would hide the ones after it.
+        self._average = MEMORY * self._average + (1 - MEMORY) * (
+            self.config.spike * mean if spike else loss
+        )
+        self._seen += 1
+        return "spike" if spike else None
+
+
+def all_finite(losses: Tensor) -> bool:
+    """Whether every value is a finite number."""
+    return bool(losses.isfinite().all())

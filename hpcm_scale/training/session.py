@@ -1,0 +1,169 @@
+"""A session of a run: who may write its folder, and where it goes on from."""
+
+import json
+import logging
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from filelock import FileLock, Timeout
+
+from hpcm_scale.config import RunConfig
+from hpcm_scale.errors import CheckpointError, ConfigError, HpcmError, RunError
+from hpcm_scale.training import checkpoint
+from hpcm_scale.training.checkpoint import Checkpoint
+
+log = logging.getLogger(__name__)
+
+FIXED = ("seed", "model", "loss", "optimizer", "batch", "precision")
+"""Sections of a run that stay as they are from its first session to its last."""
+FIXED_DATA = ("crop", "flips", "streams", "shuffle_buffer")
+"""Fields of its data section that do."""
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a session begins."""
+
+    checkpoint: Checkpoint | None = None
+    """What it continues; None begins the run."""
+    universal: bool = False
+    """Whether that must go through DeepSpeed's universal form: other ranks or another stage."""
+    new: bool = True
+    """Whether the run has no records yet."""
+
+
+def on_rank_0(rank: int, work: Callable[[], T]) -> T:
+    """Do `work` on rank 0 and give its result, or its error, to all ranks.
+
+    Raises:
+        HpcmError: the one that `work` raised on rank 0.
+    """
+    outcome: list[Any] = [None, None]
+    if rank == 0:
+        try:
+            outcome[0] = work()
+        except HpcmError as error:
+            outcome[1] = error
+    torch.distributed.broadcast_object_list(outcome)
+    if outcome[1] is not None:
+        raise outcome[1]
+    return outcome[0]
+
+
+def lock(folder: Path) -> FileLock:
+    """Claim a run's folder for as long as this process lives.
+
+    Raises:
+        RunError: if another process has it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    held = FileLock(folder / ".lock")
+    try:
+        held.acquire(timeout=0)
+    except Timeout:
+        raise RunError(f"{folder}: another run is writing there; choose another `name`") from None
+    return held
+
+
+def choose(run: RunConfig, resume: str, world_size: int, stage: int) -> Start:
+    """Where a session with `--resume` begins; reads every byte of the checkpoint it settles on.
+
+    Args:
+        resume: "never"; "auto": the newest good checkpoint of the run, its beginning if there is
+            none; or the folder of a checkpoint of another run, which this one branches off.
+
+    Raises:
+        RunError: if the folder holds a run that is not to be continued.
+        ConfigError: if what makes the sequence of losses has changed.
+        CheckpointError: if no checkpoint can be used.
+    """
+    record_path = run.folder / "run.json"
+    exists = record_path.exists()
+    if resume != "auto" and exists:
+        raise RunError(
+            f"{run.folder}: already holds a run; continue it with --resume auto, or choose "
+            "another `name` or `out`"
+        )
+    if resume == "never":
+        return Start()
+    if resume == "auto":
+        if not exists:
+            return Start()
+        _check_same(run, record_path)
+        found = _newest_good(run.folder)
+    else:
+        found = checkpoint.at(Path(resume))
+        wrong = checkpoint.damage(found)
+        if wrong:
+            raise CheckpointError(f"{found.folder}: {wrong}")
+    if found is None:
+        return Start(new=False)
+    spread = (found.record["world_size"], found.record["stage"])
+    if 0 in (stage, spread[1]) and stage != spread[1]:
+        raise CheckpointError(
+            f"{found.folder}: is of ZeRO stage {spread[1]}, which stage {stage} cannot continue; "
+            "keep the stage, or export it and begin a run with `init`"
+        )
+    # Stage 0 spreads nothing: any number of ranks can read it.
+    return Start(found, stage > 0 and spread != (world_size, stage), new=not exists)
+
+
+def to_universal(found: Checkpoint) -> Path:
+    """DeepSpeed's universal form of a checkpoint, beside it.
+
+    Raises:
+        CheckpointError: if DeepSpeed cannot make it.
+    """
+    target = found.folder.with_name(f"{found.folder.name}_universal")
+    command = [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal"]
+    command += ["--input_folder", str(found.folder), "--output_folder", str(target)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+        raise CheckpointError(f"{found.folder}: cannot be made universal ({reason})")
+    return target
+
+
+def _newest_good(run_folder: Path) -> Checkpoint | None:
+    """The newest checkpoint with nothing wrong; None if none was ever finished."""
+    finished = False
+    for found in reversed(checkpoint.checkpoints(run_folder)):
+        wrong = checkpoint.damage(found)
+        if wrong is None:
+            return found
+        log.warning("%s: %s; falling back to the one before", found.folder, wrong)
+        finished = finished or found.record is not None
+    if finished:
+        raise CheckpointError(
+            f"{run_folder}: every checkpoint is damaged; move {checkpoint.FOLDER}/ and run.json "
+            "away to begin again"
+        )
+    return None
+
+
+def _check_same(run: RunConfig, record_path: Path) -> None:
+    try:
+        before = json.loads(record_path.read_text())["config"]
+        before_data = before["data"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RunError(f"{record_path}: is damaged ({error})") from None
+    now = run.model_dump(mode="json")
+    pairs = [(name, before.get(name), now[name]) for name in FIXED]
+    pairs += [(f"data.{name}", before_data.get(name), now["data"][name]) for name in FIXED_DATA]
+    for name, old, new in pairs:
+        if old == new:
+            continue
+        if isinstance(old, dict) and isinstance(new, dict):
+            key = next(key for key in new if old.get(key) != new[key])
+            name, old, new = f"{name}.{key}", old.get(key), new[key]
+        raise ConfigError(
+            f"{name}: was {old} when {record_path.parent} began and is now {new}; a run keeps it "
+            "to the end"
+        )

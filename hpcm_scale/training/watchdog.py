@@ -1,0 +1,122 @@
+"""Ends a job whose ranks can no longer work together, and says which of them is missing.
+
+A rank that dies, or a host that is cut off, leaves the others waiting inside a collective
+operation. Here a thread of every rank gives signs of life through the job's store; rank 0's
+judges them by its own clock.
+"""
+
+import logging
+import os
+import socket
+import sys
+import threading
+import time
+from datetime import timedelta
+
+from torch.distributed import DistError, TCPStore
+
+from hpcm_scale.errors import JOB_LOST
+
+log = logging.getLogger(__name__)
+
+INTERVAL = 2.0
+"""Seconds between signs of life."""
+SILENCE = 30.0
+"""Seconds without a sign of life after which a rank counts as dead."""
+
+
+class Watchdog:
+    """Signs of life of one rank.
+
+    Args:
+        rank, world: of this process.
+        patience: seconds a rank may stay at one point of its work while others wait for it.
+        silence: seconds without a sign of life after which a rank counts as dead.
+    """
+
+    def __init__(self, rank: int, world: int, patience: float, silence: float = SILENCE) -> None:
+        self.rank, self.world, self.patience, self.silence = rank, world, patience, silence
+        self._where = "starting"
+        self._moves = 0
+        self._ended = threading.Event()
+        # Its own connection: a thread must not wait for one that the main thread holds.
+        self._store = TCPStore(
+            os.environ["MASTER_ADDR"],
+            int(os.environ["MASTER_PORT"]),
+            is_master=False,
+            wait_for_workers=False,
+            timeout=timedelta(seconds=silence),
+        )
+        self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+        self._thread.start()
+
+    def at(self, where: str) -> None:
+        """The main thread has come to `where`, such as "step 41"."""
+        self._where = where
+        self._moves += 1
+
+    def close(self) -> None:
+        """The work is done; whoever is still at it is not waited for."""
+        self._ended.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        changed: dict[int, tuple[str, float]] = {}
+        moved: dict[int, tuple[str, float]] = {}
+        beats = 0
+        try:
+            while not self._ended.wait(INTERVAL):
+                beats += 1
+                # beats tell that the process lives, moves that its main thread gets on
+                self._store.set(
+                    f"pulse/{self.rank}",
+                    f"{beats} {self._moves} {socket.gethostname()} {self._where}",
+                )
+                if self.rank == 0:
+                    verdict = self._judge(changed, moved)
+                    if verdict:
+                        self._store.set("pulse/verdict", verdict)
+                if self._store.check(["pulse/verdict"]):
+                    self._give_up(self._store.get("pulse/verdict").decode())
+            self._store.set(f"pulse/{self.rank}", "ended")
+        except (DistError, RuntimeError) as error:
+            if not self._ended.is_set():
+                reason = str(error).splitlines()[0][:120]
+                self._give_up(f"rank 0, which keeps the job's store, cannot be reached ({reason})")
+
+    def _judge(
+        self, changed: dict[int, tuple[str, float]], moved: dict[int, tuple[str, float]]
+    ) -> str | None:
+        """What is wrong with some rank, seen from rank 0; None if nothing is."""
+        now = time.monotonic()
+        for rank in range(self.world):
+            key = f"pulse/{rank}"
+            pulse = self._store.get(key).decode() if self._store.check([key]) else "0 0 ? starting"
+            if pulse == "ended":
+                changed.pop(rank, None)
+                moved.pop(rank, None)
+                continue
+            beats, moves, host, where = pulse.split(" ", 3)
+            for seen, value in ((changed, beats), (moved, moves)):
+                if rank not in seen or seen[rank][0] != value:
+                    seen[rank] = (value, now)
+            quiet = now - changed[rank][1]
+            if quiet > self.silence:
+                return (
+                    f"rank {rank} on {host} has given no sign of life for {quiet:.0f} s; "
+                    f"it was at {where}"
+                )
+        # Ranks wait for each other: the one that has come least far holds the rest up.
+        if moved and all(now - since > self.patience for _, since in moved.values()):
+            last = min(moved, key=lambda rank: int(moved[rank][0]))
+            _, _, host, where = self._store.get(f"pulse/{last}").decode().split(" ", 3)
+            return f"rank {last} on {host} has been at {where} for over {self.patience:.0f} s"
+        return None
+
+    def _give_up(self, verdict: str) -> None:
+        sys.stderr.write(
+            f"train: rank {self.rank}: the job is lost: {verdict}; "
+            "start it again with --resume auto\n"
+        )
+        sys.stderr.flush()
+        os._exit(JOB_LOST)  # the main thread may be inside a collective that never ends
