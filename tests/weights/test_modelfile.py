@@ -13,7 +13,7 @@ from hpcm_scale.codec.tables import build_tables
 from hpcm_scale.config import ModelConfig
 from hpcm_scale.errors import CheckpointError
 from hpcm_scale.models.zoo import build, model_config
-from hpcm_scale.weights.modelfile import load_model, read_info, save_model
+from hpcm_scale.weights.modelfile import files_of, load_model, models_in, read_info, save_model
 
 CONFIG = model_config(
     "base",
@@ -153,7 +153,103 @@ def test_parameters_that_do_not_fit_are_named(tmp_path: Path) -> None:
         save_model(path, state | {"z_prior.mean": torch.zeros(1, 5, 1, 1)}, CONFIG)
     with pytest.raises(CheckpointError, match=r"z_prior\.mean holds values that are not finite"):
         save_model(path, state | {"z_prior.mean": torch.full((1, 4, 1, 1), np.nan)}, CONFIG)
+    with pytest.raises(CheckpointError, match=r"m\.pt: does not end in \.safetensors"):
+        save_model(tmp_path / "m.pt", state, CONFIG)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture
+def sharded(tmp_path: Path) -> Path:
+    """The same model in shards; the path is that of the index."""
+    target = tmp_path / "shards" / "model.safetensors"
+    saved = save_model(target, _state(), CONFIG, lmbda=0.013, shard_size=60_000)
+    return saved.path
+
+
+def test_shards_hold_the_model_of_one_file(path: Path, sharded: Path) -> None:
+    assert sharded.name == "model.safetensors.index.json"
+    index = json.loads(sharded.read_text())
+    names = sorted({*index["weight_map"].values()})
+    count = len(names)
+    assert count > 2
+    assert names == [f"model-{i + 1:05}-of-{count:05}.safetensors" for i in range(count)]
+    assert files_of(sharded) == [sharded, *(sharded.parent / name for name in names)]
+    total, state = 0, _state()
+    for name in names:
+        with safe_open(sharded.parent / name, "pt") as stored:
+            for tensor in stored.keys():  # noqa: SIM118
+                assert index["weight_map"][tensor] == name
+                values = stored.get_tensor(tensor)
+                total += values.nbytes
+                if tensor in state:
+                    assert torch.equal(values, state[tensor])
+            held = [stored.get_slice(t).get_shape() for t in stored.keys()]  # noqa: SIM118
+            assert len(held) == 1 or 4 * sum(map(np.prod, held)) <= 60_000
+    assert index["metadata"]["total_size"] == total
+    whole, loaded = load_model(path), load_model(sharded)
+    assert loaded.info.identity == whole.info.identity == read_info(sharded).identity
+    assert loaded.info.label == "base-0.013"
+    first = read_info(sharded.parent / names[0])
+    assert (first.identity, first.tables_hash) == (loaded.info.identity, whole.info.tables_hash)
+    for name, tensor in whole.network.state_dict().items():
+        assert torch.equal(loaded.network.state_dict()[name], tensor)
+
+
+def test_a_shard_that_is_missing_swapped_or_elsewhere_is_named(sharded: Path) -> None:
+    second = next(sharded.parent.glob("*-00002-of-*"))
+    content = second.read_bytes()
+    second.unlink()
+    with pytest.raises(CheckpointError, match=f"{second.name}: no such model file"):
+        load_model(sharded)
+    second.write_bytes(next(sharded.parent.glob("*-00001-of-*")).read_bytes())
+    with pytest.raises(CheckpointError, match=rf"{second.name}: lacks .*, which its index says"):
+        load_model(sharded)
+    second.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(CheckpointError, match=r"index\.json: is damaged: its contents"):
+        load_model(sharded)
+    second.write_bytes(content)
+    assert load_model(sharded)
+    index = json.loads(sharded.read_text())
+    index["weight_map"]["z_prior.mean"] = "../model.safetensors"
+    sharded.write_text(json.dumps(index))
+    with pytest.raises(CheckpointError, match="is not the name of a file beside it"):
+        load_model(sharded)
+    for text in ("{", "[]", "{}", '{"metadata": 3, "weight_map": {}}'):
+        sharded.write_text(text)
+        with pytest.raises(CheckpointError, match="is not the index of a model"):
+            read_info(sharded)
+    with pytest.raises(CheckpointError, match="no such model file"):
+        load_model(sharded.parent / "other.safetensors.index.json")
+
+
+def test_a_folders_models_are_listed_without_their_shards(sharded: Path) -> None:
+    small = sharded.parent / "small.safetensors"
+    save_model(small, _state(), CONFIG, shard_size=10**9)  # fits: no index
+    assert models_in(sharded.parent) == {"model": sharded, "small": small}
+
+
+def test_a_model_that_fails_its_check_leaves_what_was_there(path: Path) -> None:
+    before = path.read_bytes()
+    seen = []
+
+    def check(finished: Path) -> None:
+        seen.append(load_model(finished).info.identity)
+        raise CheckpointError("not as it should be")
+
+    for shard_size in (None, 60_000):
+        with pytest.raises(CheckpointError, match="not as it should be"):
+            save_model(path, _state(), CONFIG, shard_size=shard_size, check=check)
+        assert path.read_bytes() == before
+        assert list(path.parent.iterdir()) == [path]
+    assert seen == [read_info(path).identity] * 2
+
+
+def test_parameters_in_another_type_are_refused(path: Path) -> None:
+    with safe_open(path, "pt") as stored:
+        halved = stored.get_tensor("g_a.0.0.bias").half()
+    _rewrite(path, {"g_a.0.0.bias": halved})
+    with pytest.raises(CheckpointError, match=r"g_a\.0\.0\.bias is not in float32"):
+        load_model(path)
 
 
 @pytest.mark.slow
