@@ -1,0 +1,69 @@
+"""Verbs on run folders."""
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from hpcm_scale.cli.program import app, console
+
+if TYPE_CHECKING:
+    from rich.console import Group
+
+    from hpcm_scale.scaling.watch import WatchedRun
+
+
+@app.command()
+def watch(
+    runs: list[Path] = typer.Argument(help="Run folders, or folders of them."),
+    output: Path = typer.Option(
+        None, "-o", "--output", help="Draw into a .png or .svg file instead of the terminal."
+    ),
+    x: str = typer.Option(
+        "step", "--x", help="What goes to the right: step, images, flops, seconds."
+    ),
+    metric: str = typer.Option("loss", help="A field of the rows, such as loss, bpp or psnr."),
+    follow: bool = typer.Option(False, help="Go on until Ctrl-C."),
+    every: float = typer.Option(5.0, min=0.5, help="Seconds between looks, with --follow."),
+) -> None:
+    """Plot runs side by side while they go on, and list where each stands."""
+    from rich.live import Live
+
+    from hpcm_scale.errors import RunError
+    from hpcm_scale.scaling.watch import X_LABELS, watched
+
+    if x not in X_LABELS:
+        raise RunError(f"--x: {x!r} is not one of {', '.join(X_LABELS)}")
+    found = watched(runs)
+    shown = _look(found, x, metric, output)
+    if not follow:
+        console.print(shown)
+        return
+    with Live(shown, console=console, auto_refresh=False) as live:
+        try:
+            while True:
+                time.sleep(every)
+                for run in found:
+                    run.update()
+                live.update(_look(found, x, metric, output), refresh=True)
+        except KeyboardInterrupt:
+            return
+
+
+def _look(runs: "list[WatchedRun]", x: str, metric: str, output: Path | None) -> "Group":
+    """What the terminal shows of the runs now; the chart goes to `output` if given."""
+    from rich.console import Group
+
+    from hpcm_scale.scaling import watch
+
+    if not any(run.begun for run in runs):
+        return Group("no rows written yet", watch.table(runs))
+    if output is not None:
+        watch.save_chart(runs, x, metric, output)
+        return Group(watch.table(runs), f"-> {output}")
+    # The chart leaves room for the table and the prompt.
+    height = max(10, min(30, console.height - len(runs) - 7))
+    return Group(
+        watch.terminal_chart(runs, x, metric, min(console.width, 120), height), watch.table(runs)
+    )
