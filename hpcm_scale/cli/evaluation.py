@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import typer
+from rich.console import Console
 
 from hpcm_scale.cli.program import app, bytes_of, checked_device, console, errors
 
@@ -25,6 +26,9 @@ def eval_(
     ),
     anchor: str | None = typer.Option(
         None, help="The curve that BD-rates refer to; jpeg, or else the first."
+    ),
+    fast: bool = typer.Option(
+        False, "--fast", help="Models code in floating point, not in exact arithmetic."
     ),
     page: int = typer.Option(3, min=0, help="Pictures on the comparison page; 0 for no page."),
     device: str = typer.Option("cpu", help="Where models run: cpu, cuda, cuda:1, ..."),
@@ -49,7 +53,8 @@ def eval_(
         page,
         checked_device(device, threads),
         bytes_of(memory),
-        console,
+        fast,
+        _wide(),
         errors,
     )
 
@@ -68,8 +73,9 @@ def table(
     """
     from hpcm_scale.evaluation.commands import tables
 
+    out = _wide()
     for one in tables(results, points, anchor):
-        console.print(one)
+        out.print(one)
 
 
 @app.command()
@@ -88,3 +94,8 @@ def compare(
         highlight=False,
         soft_wrap=True,
     )
+
+
+def _wide() -> Console:
+    """A console on which no figure of a table is cut short: a narrow one wraps lines instead."""
+    return Console(width=max(console.width, 132), highlight=False)

@@ -37,7 +37,8 @@ class Measured(NamedTuple, Generic[T]):
     seconds: float
     """Wall time."""
     peak_mib: float | None
-    """Largest resident memory of the process that did it; None where the system cannot say."""
+    """Largest resident memory of this process meanwhile, its libraries included; None where the
+    system cannot say, and for a command."""
 
 
 class Coder(NamedTuple):
@@ -129,7 +130,7 @@ PILLOW = {
     "avif": PillowCodec(
         "AVIF",
         "avif",
-        (5, 15, 25, 35, 45, 55, 65, 80),
+        (5, 15, 25, 35, 50, 65, 80),
         (0, 100),
         lambda q: {
             "quality": round(q),
@@ -193,10 +194,17 @@ def _pillow_coder(codec: PillowCodec, quality: float) -> Coder:
     )
 
 
-def model_settings(paths: Sequence[Path], device: str, memory: int) -> list[Setting]:
+def model_settings(
+    paths: Sequence[Path], device: str, memory: int, fast: bool = False
+) -> list[Setting]:
     """One setting for each model file; models of one architecture make one curve.
 
     Two models of one architecture and one λ (two trainings, say) go to curves of their own.
+
+    Args:
+        device: where the networks run.
+        memory: bytes they may work in.
+        fast: code in floating point, not in exact arithmetic.
 
     Raises:
         CheckpointError: if one is missing or not a model file.
@@ -222,17 +230,20 @@ def model_settings(paths: Sequence[Path], device: str, memory: int) -> list[Sett
             "model": info.identity,
             "device": device,
             "memory": memory,
+            "fast": fast,
             "program": __version__,
         }
         name = "?" if info.lmbda is None else f"{info.lmbda:g}"
         settings.append(
-            Setting(curve, name, key, lambda i=info: _model_coder(i.path, device, memory), info)
+            Setting(
+                curve, name, key, lambda i=info: _model_coder(i.path, device, memory, fast), info
+            )
         )
     return settings
 
 
-def _model_coder(path: Path, device: str, memory: int) -> Coder:
-    codec = Codec.load(path, device, memory)
+def _model_coder(path: Path, device: str, memory: int, fast: bool) -> Coder:
+    codec = Codec.load(path, device, memory, portable=not fast)
     return Coder(
         lambda pixels: measured(lambda: codec.compress(Picture(pixels)).data),
         lambda data: measured(lambda: codec.decompress(data).picture.pixels),

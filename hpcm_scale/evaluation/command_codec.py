@@ -9,7 +9,6 @@ these lines: after an upgrade of the programs, evaluate into a new folder.
 """
 
 import io
-import os
 import shlex
 import shutil
 import subprocess
@@ -100,9 +99,9 @@ def _command_coder(codec: CommandCodec, quality: str) -> Coder:
         return _command(codec.encode, quality, png.getvalue(), ".png", codec.extension)
 
     def decode(data: bytes) -> Measured[np.ndarray]:
-        png, seconds, peak = _command(codec.decode, quality, data, codec.extension, ".png")
-        image = Image.open(io.BytesIO(png), formats=("PNG",))
-        return Measured(np.asarray(image.convert("RGB")), seconds, peak)
+        png = _command(codec.decode, quality, data, codec.extension, ".png")
+        image = Image.open(io.BytesIO(png.value), formats=("PNG",))
+        return png._replace(value=np.asarray(image.convert("RGB")))
 
     return Coder(encode, decode)
 
@@ -119,20 +118,16 @@ def _command(template: str, quality: str, data: bytes, kind: str, out_kind: str)
             for place, value in places.items():
                 argument = argument.replace(place, value)
             arguments.append(argument)
-        said = Path(folder) / "said"
-        with said.open("wb") as log:
-            start = perf_counter()
-            process = subprocess.Popen(
-                arguments, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT
-            )
-            # Not wait(): only this tells the memory of the one process.
-            _, status, usage = os.wait4(process.pid, 0)
-            seconds = perf_counter() - start
-        process.returncode = os.waitstatus_to_exitcode(status)
-        if process.returncode or not target.is_file():
-            words = said.read_bytes().decode(errors="replace").split()
+        start = perf_counter()
+        done = subprocess.run(
+            arguments, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        )
+        seconds = perf_counter() - start
+        if done.returncode or not target.is_file():
+            words = done.stdout.decode(errors="replace").split()
             raise DataError(
-                f"{' '.join(arguments)}: exit code {process.returncode}, "
-                f"{'no' if not target.is_file() else 'an'} output file; {' '.join(words[-30:])}"
+                f"{' '.join(arguments)}: exit code {done.returncode}, "
+                f"{'an' if target.is_file() else 'no'} output file; {' '.join(words[-30:])}"
             )
-        return Measured(target.read_bytes(), seconds, usage.ru_maxrss / 1024)
+        # Linux counts the memory of the process that started it among a command's own.
+        return Measured(target.read_bytes(), seconds, None)

@@ -33,6 +33,7 @@ def evaluate_codecs(
     page: int,
     device: str,
     memory: int,
+    fast: bool,
     console: Console,
     errors: Console,
 ) -> None:
@@ -49,6 +50,7 @@ def evaluate_codecs(
         page: pictures on the comparison page.
         device: where models run; "cuda" gives each process its own.
         memory: bytes a network may work in.
+        fast: code in floating point, not in exact arithmetic.
         console: told the results.
         errors: told of failures and of progress.
 
@@ -62,7 +64,7 @@ def evaluate_codecs(
     state = join_processes(device)
     place = f"cuda:{state.local_process_index}" if device == "cuda" else device
     settings = [
-        *model_settings([find_model(model) for model in models], place, memory),
+        *model_settings([find_model(model) for model in models], place, memory, fast),
         *pillow_settings(names),
         *(s for text in commands for s in command_settings(read_command_codec(text))),
     ]

@@ -67,8 +67,8 @@ def machine(state: PartialState, device: str) -> str:
     if device.startswith("cuda"):
         processor = f"{torch.cuda.get_device_name()}, {processor}"
     return (
-        f"{processor}, {os.cpu_count()} cores, {torch.get_num_threads()} threads in each of "
-        f"{state.num_processes} processes, torch {torch.__version__}"
+        f"{processor}, {os.cpu_count()} cores; processes: {state.num_processes}, threads in each: "
+        f"{torch.get_num_threads()}; torch {torch.__version__}"
     )
 
 

@@ -30,8 +30,7 @@ def ms_ssim(original: np.ndarray, reconstruction: np.ndarray) -> float | None:
         return None
     # In double precision: at high quality 1 − MS-SSIM is what counts, and it is small.
     x, y = (
-        torch.from_numpy(array).permute(2, 0, 1)[None].double()
-        for array in (original, reconstruction)
+        torch.tensor(array).permute(2, 0, 1)[None].double() for array in (original, reconstruction)
     )
     return float(_ms_ssim(x, y, data_range=255))
 

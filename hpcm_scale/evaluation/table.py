@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from rich import box
 from rich.table import Table
 
 from hpcm_scale.evaluation.curves import METRICS, Curve, Delta, deltas, read_report
@@ -116,7 +117,7 @@ def measured_table(
                 *(summary if i == 0 else ("", "")),
             )
         table.add_section()
-    lines = [f"wall times; {machine}" for machine in machines]
+    lines = [f"Wall times; peak memory of the process, libraries included. {m}" for m in machines]
     table.caption = "\n".join([*lines, *(f"refused: {line}" for line in refusals)])
     return table
 
@@ -144,7 +145,7 @@ def points_table(curves: Sequence[Curve], anchor: str) -> Table:
 
 
 def _table(title: str, texts: Sequence[str], numbers: Sequence[str]) -> Table:
-    table = Table(title=title, title_justify="left", caption_justify="left")
+    table = Table(title=title, title_justify="left", caption_justify="left", box=box.SIMPLE_HEAD)
     for column in texts:
         table.add_column(column)
     for column in numbers:
