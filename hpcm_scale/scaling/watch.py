@@ -201,7 +201,7 @@ def table(runs: Sequence[WatchedRun], now: float | None = None) -> Table:
     """The last row of each run."""
     now = time.time() if now is None else now
     shown = Table(header_style="bold", box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
-    optional = [k for k in ("skipped", "spikes") if any(k in r for w in runs for r in _last(w))]
+    optional = [k for k in ("skipped", "spikes") if any(r.get(k) for w in runs for r in _last(w))]
     columns = ("step", "loss", "bpp", "PSNR", "val", "img/s", "left", *optional, "last row")
     shown.add_column("run", overflow="fold", min_width=10)
     for column in columns:
