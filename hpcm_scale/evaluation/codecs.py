@@ -229,7 +229,7 @@ def model_settings(
                 break
         key = {
             "model": info.identity,
-            "device": device,
+            "device": device.partition(":")[0],  # any GPU of a machine will do
             "memory": memory,
             "fast": fast,
             "program": __version__,

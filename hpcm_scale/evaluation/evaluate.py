@@ -49,7 +49,10 @@ def pictures_in(folder: Path) -> list[Path]:
 
 
 def join_processes(device: str) -> PartialState:
-    """This process among those `accelerate launch` started, or alone."""
+    """This process among those `accelerate launch --multi_gpu` started, on CPUs too, or alone.
+
+    (With --cpu accelerate 1.15 starts one process, whatever --num_processes says.)
+    """
     # A process that has finished waits for the slowest, however long that takes.
     alone = int(os.environ.get("WORLD_SIZE", "1")) == 1
     return PartialState(

@@ -198,7 +198,8 @@ def test_two_processes_after_a_killed_one_give_the_figures_of_one(
     killed.send_signal(signal.SIGKILL)
     killed.wait()
     begun = log.read_bytes()
-    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu"]
+    launcher += ["--num_processes", "2", "--num_machines", "1", "--main_process_port", "0"]
     done = subprocess.run([*launcher, *program], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert log.read_bytes().startswith(begun)
