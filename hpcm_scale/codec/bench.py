@@ -58,8 +58,8 @@ def bench_codec(codecs: Mapping[str, Codec], pictures: list[Picture], repeats: i
         pictures: of one size.
 
     Returns:
-        a table of medians: seconds in all, in the network and in entropy coding; the network's
-        share of the sgemm peak; the time over that of the first codec, taken in the same repeat.
+        a table of medians: seconds in all, in the network and in entropy coding; the latter's share
+        of all; the network's share of the sgemm peak; the time over that of the first codec, taken in the same repeat.
     """
     first = next(iter(codecs))
     encoded = {name: [codec.compress(p) for p in pictures] for name, codec in codecs.items()}
@@ -88,7 +88,7 @@ def bench_codec(codecs: Mapping[str, Codec], pictures: list[Picture], repeats: i
     size = f"{pictures[0].width}x{pictures[0].height}"
     label = codecs[first].info.label
     table = Table(title=f"{label}, {len(pictures)} pictures of {size}, medians")
-    columns = ("", "seconds", "network", "entropy coding", "of total", "of sgemm peak")
+    columns = ("", "seconds", "network", "coding", "of total", "of sgemm")
     for column in columns + ((f"over {first}",) if len(codecs) > 1 else ()):
         table.add_column(column, justify="left" if not column else "right")
     for (verb, name), found in timings.items():

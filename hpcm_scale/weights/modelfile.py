@@ -22,6 +22,7 @@ from accelerate import init_empty_weights
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from hpcm_scale.codec.exact.path import check_exact
 from hpcm_scale.codec.tables import Tables, build_tables
 from hpcm_scale.config import ModelConfig, parse
 from hpcm_scale.errors import CheckpointError, ConfigError
@@ -95,7 +96,8 @@ def save_model(
         what the model says of itself; its path is that of the index if there are shards.
 
     Raises:
-        CheckpointError: if parameters are missing, unknown, misshapen or not finite.
+        CheckpointError: if parameters are missing, unknown, misshapen or not finite, or so large
+            that exact arithmetic could overflow.
     """
     path = Path(path)
     if path.suffix != SUFFIX:
@@ -129,6 +131,7 @@ def save_model(
                         values = _values(state_dict, tensor, shapes, str(path))
                         hashes[tensor] = _hash(values)
                         writer.write(tensor, values)
+        _check_exact(model_config, [folder / name for name in names], str(path))
         metadata["identity"] = _identity(metadata["config"], shapes, hashes, tables)
         rewrite_metadata(folder / names[0], shards[0], metadata)
         if len(shards) > 1:
@@ -223,6 +226,21 @@ def load_model(path: Path | str, device: torch.device | str = "cpu") -> LoadedMo
     network.load_state_dict(tensors, assign=True)
     network = network.to(device)
     return LoadedModel(info, network.eval().requires_grad_(False), tables)
+
+
+def _check_exact(config: ModelConfig, files: list[Path], source: str) -> None:
+    """Refuse parameters, as written to `files`, with which exact arithmetic could overflow."""
+    tensors: dict[str, Tensor] = {}
+    for file in files:
+        tensors |= _stored_tensors(file)
+    with init_empty_weights():
+        network = build(config)
+    parameters = {n: t for n, t in tensors.items() if not n.startswith(TABLES_PREFIX)}
+    network.load_state_dict(parameters, assign=True)
+    try:
+        check_exact(network)
+    except CheckpointError as error:
+        raise CheckpointError(f"{source}: {error}") from None
 
 
 def parameter_shapes(config: ModelConfig, source: str) -> dict[str, tuple[int, ...]]:

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from hpcm_scale.codec.exact.grid import EXACT, GRID, GRID_BITS, LIMIT, settle
-from hpcm_scale.codec.exact.layers import product
+from hpcm_scale.codec.exact.layers import strips
+from hpcm_scale.codec.exact.product import Added, Product
 from hpcm_scale.errors import CheckpointError
 from hpcm_scale.models.context import WindowFusion
 
@@ -35,14 +36,16 @@ class ExactWindowFusion(nn.Module):
                 f"{name}: heads of {size} channels; exact arithmetic allows {EXACT // LIMIT**2}"
             )
         self._query, self._key, self._value = (
-            product(layer.weight.flatten(1), layer.bias, f"{name}.{part}", residual=0)
+            Product(layer.weight.flatten(1), layer.bias, f"{name}.{part}")
             for part in ("query", "key", "value")
             if (layer := getattr(fusion, part))
         )
         # Rounding lets a row of weights exceed 1, by half a unit each.
         attended = LIMIT + (LIMIT * fusion.window**2 >> WEIGHT_BITS + 1) + 1
         out = fusion.out
-        self._out = product(out.weight.flatten(1), out.bias, f"{name}.out", attended)
+        self._out = Product(
+            out.weight.flatten(1), out.bias, f"{name}.out", Added(attended, WEIGHT_BITS)
+        )
         factor = round(LOG2_E * (1 << FACTOR_BITS) / size**0.5)
         self._factor = factor / (1 << FACTOR_BITS)
         self._powers = torch.tensor(powers_of_two(), dtype=torch.float64, device=out.weight.device)
@@ -50,26 +53,24 @@ class ExactWindowFusion(nn.Module):
     def forward(self, psi: Tensor, context: Tensor) -> Tensor:
         """(B, 2M, h, w) twice -> (B, 2M, h, w); h and w multiples of the window."""
         psi, context = psi.permute(0, 2, 3, 1), context.permute(0, 2, 3, 1)
-        b, h, w, c = psi.shape
+        w, c = psi.shape[2:]
         out = torch.empty_like(psi, memory_format=torch.contiguous_format)
         layers = (self._query, self._key, self._value, self._out)
         operands = [layer.operand() for layer in layers]
-        s = self._window
-        for i in range(b):
-            for top in range(0, h, s):
-                rows = psi[i, top : top + s].flatten(0, 1)
-                read = context[i, top : top + s].flatten(0, 1)
-                query, key, value = (
-                    self._windows(settle(layer.multiply(x, operand)), w)
-                    for layer, x, operand in zip(layers, (rows, read, read), operands, strict=False)
-                )
-                # (windows, heads, s·s, d) back to (s, w, 2M)
-                attended = self._weights(query, key) @ value
-                attended = attended.view(w // s, self._heads, s, s, c // self._heads)
-                attended = attended.permute(2, 0, 3, 1, 4).reshape(s * w, c)
-                total = self._out.multiply(rows, operands[-1])
-                total.add_(attended, alpha=2.0**-WEIGHT_BITS)
-                out[i, top : top + s] = settle(total).view(s, w, c)
+        s, heads = self._window, self._heads
+        for part in strips(psi, s):
+            rows, read = psi[part].flatten(0, 1), context[part].flatten(0, 1)
+            query, key, value = (
+                self._windows(settle(layer.multiply(x, operand)), w)
+                for layer, x, operand in zip(layers, (rows, read, read), operands, strict=False)
+            )
+            # (windows, heads, s·s, d) back to (r, w, 2M)
+            attended = self._weights(query, key) @ value
+            attended = attended.view(-1, w // s, heads, s, s, c // heads)
+            attended = attended.permute(0, 3, 1, 4, 2, 5).reshape(-1, c)
+            total = self._out.multiply(rows, operands[-1])
+            total.add_(attended, alpha=2.0**-WEIGHT_BITS)
+            out[part] = settle(total).view(-1, w, c)
         return out.permute(0, 3, 1, 2)
 
     def _weights(self, query: Tensor, key: Tensor) -> Tensor:
@@ -84,10 +85,11 @@ class ExactWindowFusion(nn.Module):
         return powers.mul_(1 << WEIGHT_BITS).div_(total).round_()
 
     def _windows(self, rows: Tensor, width: int) -> Tensor:
-        """(s·w, 2M) -> (windows, heads, s·s, d)."""
+        """(r·w, 2M) -> (windows, heads, s·s, d)."""
         s = self._window
-        x = rows.view(s, width // s, s, self._heads, -1)
-        return x.permute(1, 3, 0, 2, 4).reshape(width // s, self._heads, s * s, -1)
+        size = rows.shape[1] // self._heads
+        x = rows.view(-1, s, width // s, s, self._heads, size)
+        return x.permute(0, 2, 4, 1, 3, 5).reshape(-1, self._heads, s * s, size)
 
 
 @cache

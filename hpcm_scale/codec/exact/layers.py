@@ -14,6 +14,7 @@ from hpcm_scale.codec.exact.grid import EXACT, LIMIT, settle
 from hpcm_scale.codec.exact.product import (
     SLOPE_DENOMINATOR,
     SLOPE_NUMERATOR,
+    Added,
     IntegerWeights,
     Product,
 )
@@ -21,8 +22,8 @@ from hpcm_scale.errors import CheckpointError
 from hpcm_scale.models.blocks import Conv1x1, DWConvRB, PConvRB, ResidualPair, Up2x2
 from hpcm_scale.models.context import ContextStep
 
-POSITIONS = 192
-"""Positions a layer handles at a time, about."""
+ELEMENTS = 192 * 1024
+"""Positions times channels that a layer handles at a time, about."""
 SCALE_BITS = 12
 """A step scale is an integer over 2^12."""
 
@@ -32,14 +33,14 @@ class ExactLinear(nn.Module):
 
     def __init__(self, layer: Conv1x1, name: str) -> None:
         super().__init__()
-        self._product = product(layer.weight.flatten(1), layer.bias, name, residual=0)
+        self._product = Product(layer.weight.flatten(1), layer.bias, name)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, I, H, W) -> (B, O, H, W)."""
         v = x.permute(0, 2, 3, 1)
         out = v.new_empty(*v.shape[:3], self._product.outputs)
         operand = self._product.operand()
-        for part in _strips(v):
+        for part in strips(v):
             rows = v[part]
             settled = settle(self._product.multiply(rows.flatten(0, 1), operand))
             out[part] = settled.view(*rows.shape[:2], -1)
@@ -52,7 +53,7 @@ class ExactUp(nn.Module):
     def __init__(self, layer: Up2x2, name: str) -> None:
         super().__init__()
         weight = layer.weight.permute(2, 3, 1, 0).flatten(0, 2)
-        self._product = product(weight, layer.bias.repeat(4), name, residual=0)
+        self._product = Product(weight, layer.bias.repeat(4), name)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, I, h, w) -> (B, O, 2h, 2w)."""
@@ -67,15 +68,14 @@ class _Pair:
     """x + a pair of 1×1 convolutions of h, with LeakyReLU between them, over rows."""
 
     def __init__(self, pair: ResidualPair, name: str) -> None:
-        self._expand = product(
+        self._expand = Product(
             pair.expand_weight.flatten(1),
             pair.expand_bias,
             f"{name}.expand",
-            residual=0,
             sloped=True,
         )
-        self._project = product(
-            pair.project_weight.flatten(1), pair.project_bias, f"{name}.project"
+        self._project = Product(
+            pair.project_weight.flatten(1), pair.project_bias, f"{name}.project", Added(LIMIT)
         )
 
     def operands(self) -> tuple[Tensor, Tensor]:
@@ -98,7 +98,7 @@ class _Block(nn.Module):
         v = x.permute(0, 2, 3, 1)
         out = torch.empty_like(v, memory_format=torch.contiguous_format)
         operands, spatial = self._pair.operands(), self._spatial_operand()
-        for part in _strips(v):
+        for part in strips(v):
             rows = v[part]
             mixed = self._mix(rows, _bordered(v, part), spatial)
             done = self._pair(rows.flatten(0, 1), mixed.flatten(0, 1), operands)
@@ -120,7 +120,8 @@ class ExactDWConvRB(_Block):
     def __init__(self, block: DWConvRB, name: str) -> None:
         super().__init__()
         layer = block.depthwise
-        weights = integers(layer.weight.flatten(1), layer.bias, f"{name}.depthwise", residual=0)
+        arrays = (p.detach().cpu().numpy() for p in (layer.weight.flatten(1), layer.bias))
+        weights = IntegerWeights(*arrays, f"{name}.depthwise")
         unit = np.ldexp(1.0, -weights.shift)
         device = layer.weight.device
         taps = (weights.weight * unit[:, None]).T.reshape(3, 3, -1)
@@ -146,7 +147,7 @@ class ExactPConvRB(_Block):
         layer = block.partial
         # In the order of the neighbours, all channels of one after those of the one before.
         weight = layer.weight.permute(0, 2, 3, 1).flatten(1)
-        self._product = product(weight, layer.bias, f"{name}.partial", residual=0)
+        self._product = Product(weight, layer.bias, f"{name}.partial")
         self._pair = _Pair(block.pair, f"{name}.pair")
 
     def _spatial_operand(self) -> Tensor:
@@ -180,13 +181,7 @@ class ExactContextStep(nn.Module):
     def __init__(self, step: ContextStep, adaptor: nn.Module, name: str) -> None:
         super().__init__()
         self.adaptor = adaptor
-        scale = step.scale.double().mul(1 << SCALE_BITS).round()
-        if float(scale.abs().max()) * LIMIT >= EXACT:
-            raise CheckpointError(
-                f"{name}.scale: {float(step.scale.abs().max()):.4g} is beyond what exact "
-                "arithmetic allows; the training diverged, export an earlier checkpoint"
-            )
-        self._scale = scale / (1 << SCALE_BITS)
+        self._scale = integer_scale(step, name) / (1 << SCALE_BITS)
 
     def forward(self, context: Tensor, y_hat: Tensor, shared: ExactSharedNet) -> Tensor:
         """ψ (B, 2M, h, w) from the context (B, 2M, h, w) and the latents so far (B, M, h, w)."""
@@ -205,19 +200,20 @@ class ExactQuadtreeStep(nn.Module):
         return shared(self.adaptor(_with_latents(params, y_hat)))
 
 
-def integers(
-    weight: Tensor, bias: Tensor, name: str, residual: int = LIMIT, sloped: bool = False
-) -> IntegerWeights:
-    """The integer weights of a layer's parameters (O, K) and (O,), on any device."""
-    arrays = (p.detach().cpu().numpy() for p in (weight, bias))
-    return IntegerWeights(*arrays, name, residual, sloped)
+def integer_scale(step: ContextStep, name: str) -> Tensor:
+    """A step's scale (1, 3M, 1, 1) as integers over 2^12, in float64.
 
-
-def product(
-    weight: Tensor, bias: Tensor, name: str, residual: int = LIMIT, sloped: bool = False
-) -> Product:
-    """The product with `integers` of the same arguments, on the parameters' device."""
-    return Product(integers(weight, bias, name, residual, sloped), weight.device)
+    Raises:
+        CheckpointError: if its products could leave what float64 represents exactly.
+    """
+    scale = step.scale.detach().double().mul(1 << SCALE_BITS).round()
+    largest = float(scale.abs().max())
+    if largest * LIMIT >= EXACT:
+        raise CheckpointError(
+            f"{name}.scale: is up to {largest / (1 << SCALE_BITS):.4g}, exact arithmetic allows "
+            f"{EXACT // LIMIT >> SCALE_BITS}; the training diverged, export an earlier checkpoint"
+        )
+    return scale
 
 
 def _with_latents(context: Tensor, y_hat: Tensor) -> Tensor:
@@ -225,10 +221,10 @@ def _with_latents(context: Tensor, y_hat: Tensor) -> Tensor:
     return torch.cat([context, y_hat.clamp(-LIMIT, LIMIT)], dim=1)
 
 
-def _strips(v: Tensor) -> Iterator[tuple[int, slice]]:
-    """Indices of some image rows of (B, H, W, C) at a time, in order."""
-    b, h, w = v.shape[:3]
-    count = max(1, POSITIONS // w)
+def strips(v: Tensor, multiple: int = 1) -> Iterator[tuple[int, slice]]:
+    """Indices of some image rows of (B, H, W, C) at a time, a multiple of `multiple`, in order."""
+    b, h, w, c = v.shape
+    count = max(1, ELEMENTS // (w * c * multiple)) * multiple
     for i in range(b):
         for top in range(0, h, count):
             yield i, slice(top, min(top + count, h))

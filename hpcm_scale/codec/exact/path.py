@@ -16,6 +16,7 @@ from hpcm_scale.codec.exact.layers import (
     ExactQuadtreeStep,
     ExactSharedNet,
     ExactUp,
+    integer_scale,
 )
 from hpcm_scale.codec.path import CodeStep
 from hpcm_scale.codec.tables import Tables
@@ -32,6 +33,12 @@ _LAYERS = {
     PConvRB: ExactPConvRB,
     WindowFusion: ExactWindowFusion,
 }
+
+
+ARCHITECTURES = ("hpcm", "dcvc-dc-intra")
+"""Those that have an exact path."""
+_FLOATING = {"g_a", "g_s", "h_a", "z_prior"}
+"""Parts of a network that stay as they are: no table and no mean depends on them."""
 
 
 class ExactPath:
@@ -66,14 +73,39 @@ class ExactPath:
         return self._network.code_steps(self._network.h_s(z_hat), coded) / GRID
 
 
+def check_exact(network: CodecNetwork) -> None:
+    """Refuse a network whose sums could overflow; one of an architecture without is let pass.
+
+    Holds the integers of one layer at a time.
+
+    Raises:
+        CheckpointError: naming the layer.
+    """
+    if network.config.architecture not in ARCHITECTURES:
+        return
+    for name, module in network.named_modules():
+        if name.split(".")[0] in _FLOATING:
+            continue
+        layer = _LAYERS.get(type(module))
+        if layer is not None:
+            layer(module, name)
+        if isinstance(module, ContextStep):
+            integer_scale(module, name)
+
+
 def exact_network(network: CodecNetwork) -> CodecNetwork:
     """A twin of `network` whose entropy path takes and gives grid tensors.
 
     Raises: as `ExactPath`.
     """
+    if network.config.architecture not in ARCHITECTURES:
+        raise CheckpointError(
+            f"architecture {network.config.architecture} has no exact arithmetic, so its files "
+            "decode for certain only where they were made; encode with --fast if that will do"
+        )
     twin = copy.copy(network)
     twin._modules = dict(network._modules)
-    for name in twin._modules.keys() - {"g_a", "g_s", "h_a", "z_prior"}:
+    for name in twin._modules.keys() - _FLOATING:
         setattr(twin, name, _exact(getattr(network, name), name))
     return twin
 
@@ -92,9 +124,4 @@ def _exact(module: nn.Module, name: str) -> nn.Module:
         return ExactSharedNet(parts["before"], parts["after"])
     if isinstance(module, nn.Sequential):
         return nn.Sequential(*parts.values())
-    if isinstance(module, nn.ModuleList):
-        return type(module)(parts.values())
-    raise CheckpointError(
-        f"{name}: a {type(module).__name__} has no exact arithmetic, so its files decode for "
-        "certain only where they are made; encode with --fast"
-    )
+    return type(module)(parts.values())  # a ModuleList

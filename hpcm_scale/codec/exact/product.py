@@ -8,6 +8,7 @@ several times faster than a product in single precision.
 
 import os
 from functools import cache
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -23,7 +24,23 @@ LARGEST_SHIFT = 24
 SLOPE_NUMERATOR, SLOPE_DENOMINATOR = 41, 4096
 """LeakyReLU's slope, 0.01 as a ratio."""
 DIGIT = 128
-"""Base of the digits."""
+"""Base of the digits; they are at most 127, those of weights at most 64."""
+OUTPUTS = 256
+"""Output channels whose weights are made integers at a time."""
+LARGEST_DIGITS = 1 << 17
+"""So many products of digits stay below 2^31 in sum."""
+
+
+class Added(NamedTuple):
+    """What is added to a layer's sum before it is rounded."""
+
+    largest: int
+    """Its largest magnitude, in grid points."""
+    bits: int = 0
+    """It is a multiple of 2^-bits grid points."""
+
+
+NOTHING = Added(0)
 
 
 class IntegerWeights:
@@ -33,7 +50,7 @@ class IntegerWeights:
         weight: (O, K), finite.
         bias: (O,).
         name: of the layer, for errors.
-        residual: largest magnitude of what is added to the sum, in grid points.
+        added: what is added to the sum before it is rounded.
         sloped: whether LeakyReLU's slope multiplies the sum before it is rounded.
 
     Raises:
@@ -45,7 +62,7 @@ class IntegerWeights:
         weight: np.ndarray,
         bias: np.ndarray,
         name: str,
-        residual: int = LIMIT,
+        added: Added = NOTHING,
         sloped: bool = False,
     ) -> None:
         weight, bias = weight.astype(np.float64), bias.astype(np.float64)
@@ -64,8 +81,10 @@ class IntegerWeights:
         """(O, K), integers of at most 2^13 in float64."""
         self.bias = np.rint(np.ldexp(bias, shift + GRID_BITS))
         """(O,), integers in float64, in units of 2^-k grid points."""
+        # In units of which the sum, and what is added to it, are both multiples.
+        finest = np.maximum(shift, added.bits)
         bound = np.abs(self.weight).sum(axis=1) * LIMIT + np.abs(self.bias)
-        bound += np.ldexp(float(residual), shift)
+        bound = np.ldexp(bound, finest - shift) + np.ldexp(float(added.largest), finest)
         if sloped:
             bound *= SLOPE_NUMERATOR
         if bound.max() >= EXACT:
@@ -79,15 +98,34 @@ class Product:
     """Rows (R, K) of grid integers times integer weights, plus the bias: (R, O) float64, exact.
 
     Results are in grid points, not rounded: multiples of 2^-k of them.
+
+    Args: as for `IntegerWeights`, the parameters as tensors on any device.
     """
 
-    def __init__(self, weights: IntegerWeights, device: torch.device) -> None:
-        high = np.rint(weights.weight / DIGIT)
-        digits = np.concatenate([weights.weight - DIGIT * high, high], axis=1)
-        unit = np.ldexp(1.0, -weights.shift)
-        self._digits = torch.from_numpy(digits.T.astype(np.int8)).to(device)  # (2K, O): low, high
-        self._unit = torch.from_numpy(unit).to(device)
-        self._bias = torch.from_numpy(weights.bias * unit).to(device)
+    def __init__(
+        self,
+        weight: Tensor,
+        bias: Tensor,
+        name: str,
+        added: Added = NOTHING,
+        sloped: bool = False,
+    ) -> None:
+        outputs, inputs = weight.shape
+        digits = np.empty((2 * inputs, outputs), np.int8)  # low, then high
+        units, biases = np.empty(outputs), np.empty(outputs)
+        # Some outputs at a time: in float64, whole layers of a large network would fill memory.
+        for start in range(0, outputs, OUTPUTS):
+            part = slice(start, start + OUTPUTS)
+            arrays = (p[part].detach().cpu().numpy() for p in (weight, bias))
+            integers = IntegerWeights(*arrays, name, added, sloped)
+            high = np.rint(integers.weight / DIGIT)
+            digits[inputs:, part] = high.T
+            digits[:inputs, part] = (integers.weight - DIGIT * high).T
+            units[part] = np.ldexp(1.0, -integers.shift)
+            biases[part] = integers.bias * units[part]
+        self._digits, self._unit, self._bias = (
+            torch.from_numpy(array).to(weight.device) for array in (digits, units, biases)
+        )
 
     @property
     def outputs(self) -> int:
@@ -96,7 +134,7 @@ class Product:
 
     def operand(self) -> Tensor:
         """What `multiply` takes the weights as; made once for all the rows of a tensor."""
-        if multiplies_bytes(self._digits.device):
+        if multiplies_bytes(self._digits.device) and len(self._digits) < LARGEST_DIGITS:
             return self._digits
         low, high = self._digits.chunk(2)
         return high.double().mul_(DIGIT).add_(low).mul_(self._unit)
