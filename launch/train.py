@@ -8,7 +8,7 @@ import argparse
 import os
 import sys
 
-from hpcm_scale.config import load_run
+from hpcm_scale.config import RunConfig, load_run
 from hpcm_scale.errors import INTERRUPTED, JOB_LOST, HpcmError
 
 
@@ -23,11 +23,20 @@ def main() -> None:
         help="auto continues the run from its newest good checkpoint, or begins it; the folder of "
         "another run's checkpoint begins this run from there",
     )
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="check configuration, data, disk and memory, and say what the run will do",
+    )
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the launcher's
     arguments = parser.parse_args()
     rank = int(os.environ.get("RANK", "0"))
     try:
         run = load_run(arguments.config, arguments.set)
+        if arguments.dry_run:
+            if rank == 0:
+                dry_run(run, arguments.resume)
+            return
         from hpcm_scale.training.loop import Interrupted, train  # deepspeed takes seconds to load
 
         try:
@@ -39,13 +48,23 @@ def main() -> None:
         except RuntimeError as error:
             if not from_peers(error):
                 raise
-            reason = str(error).splitlines()[0]
+            reason = str(error).splitlines()[0].split(". ")[0]
             sys.stderr.write(f"train: rank {rank}: the job is lost: {reason}\n")
             sys.exit(JOB_LOST)
     except HpcmError as error:
         if rank == 0:
             sys.stderr.write(f"train: {' '.join(str(error).split())}\n")
         sys.exit(2)
+
+
+def dry_run(run: RunConfig, resume: str) -> None:
+    """Print the plan of the run; raises HpcmError if it cannot start."""
+    from rich.console import Console
+
+    from hpcm_scale.training.plan import launch_plan
+
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    Console().print(launch_plan(run, world_size, resume=resume == "auto"))
 
 
 def from_peers(error: RuntimeError) -> bool:

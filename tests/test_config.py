@@ -45,8 +45,12 @@ def test_a_bad_value_names_file_field_and_rule(tmp_path, changes, message):
 
 
 def test_a_missing_field_and_a_broken_file_are_named(tmp_path):
-    with pytest.raises(ConfigError, match=r"run\.yaml: steps: is required"):
+    with pytest.raises(ConfigError, match=r"run\.yaml: name: is required"):
+        load_run(write(tmp_path, {"steps": 1, "data": {"train": "x"}}))
+    with pytest.raises(ConfigError, match=r"run\.yaml: steps: give one of .*, not none"):
         load_run(write(tmp_path, {"name": "a", "data": {"train": "x"}}))
+    with pytest.raises(ConfigError, match=r"not steps and flops"):
+        load_run(write(tmp_path, RUN), ["flops=1.0e+15"])
     (tmp_path / "bad.yaml").write_text("a: [")
     with pytest.raises(ConfigError, match=r"bad\.yaml: is not YAML"):
         load_run(tmp_path / "bad.yaml")

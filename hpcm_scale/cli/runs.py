@@ -51,6 +51,47 @@ def watch(
             return
 
 
+@app.command()
+def checkpoints(
+    run: Path = typer.Argument(help="A run folder."),
+    verify: bool = typer.Option(False, "--verify", help="Read every byte and compare checksums."),
+    prune: bool = typer.Option(False, "--prune", help="Delete all but the newest whole ones."),
+    keep: int = typer.Option(3, min=1, help="How many --prune keeps."),
+    keep_every: int = typer.Option(
+        None, min=1, help="Steps whose multiples --prune keeps too, however old."
+    ),
+) -> None:
+    """List, verify or prune the checkpoints of a run."""
+    from rich.table import Table
+
+    from hpcm_scale.errors import CheckpointError, RunError
+    from hpcm_scale.training import checkpoint
+
+    if not (run / "run.json").exists():
+        raise RunError(f"{run}: is not a run folder (no run.json)")
+    if prune:
+        for gone in checkpoint.prune(run, keep, keep_every):
+            console.print(f"deleted {gone.folder}", highlight=False, soft_wrap=True)
+    found = checkpoint.checkpoints(run)
+    table = Table("checkpoint", "ranks", "ZeRO", "GB", "written", "state")
+    damaged = []
+    for one in found:
+        record = one.record or {}
+        state = "not finished" if one.record is None else "whole"
+        if verify and one.record is not None:
+            wrong = checkpoint.damage(one)
+            state = wrong or "verified"
+            damaged += [one.folder.name] if wrong else []
+        written = time.strftime("%Y-%m-%d %H:%M", time.localtime(one.folder.stat().st_mtime))
+        ranks, stage = (str(record.get(key, "")) for key in ("world_size", "stage"))
+        table.add_row(one.folder.name, ranks, stage, f"{one.size / 1e9:.3f}", written, state)
+    console.print(table if found else f"{run}: has no checkpoints")
+    if damaged:
+        raise CheckpointError(
+            f"{run}: {len(damaged)} damaged ({', '.join(damaged)}); --resume auto passes them over"
+        )
+
+
 def _look(runs: "list[WatchedRun]", x: str, metric: str, output: Path | None) -> "Group":
     """What the terminal shows of the runs now; the chart goes to `output` if given."""
     from rich.console import Group

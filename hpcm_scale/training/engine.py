@@ -37,7 +37,7 @@ def init_distributed(timeout: float) -> tuple[int, int]:
         ("MASTER_PORT", "0"),  # any free one: only this process looks for it
     ):
         os.environ.setdefault(name, value)
-    if get_accelerator().device_name() == "cpu":
+    if get_accelerator().device_name() == "cpu" and "OMP_NUM_THREADS" not in os.environ:
         # Each rank takes its share of the cores: threads of two ranks on one core wait in turn.
         cores = len(os.sched_getaffinity(0))
         # The deepspeed launcher says LOCAL_SIZE, torchrun LOCAL_WORLD_SIZE.
@@ -70,11 +70,13 @@ def deepspeed_config(run: RunConfig, world_size: int) -> dict[str, Any]:
             f"micro_batch: {micro_batch} does not divide the {on_rank} crops of a rank "
             f"(batch {run.batch} over {world_size} ranks)"
         )
+    plain = config["zero_optimization"]["stage"] == 0 and not uses_bf16(run)
     return config | {
         "train_batch_size": run.batch,
         "train_micro_batch_size_per_gpu": micro_batch,
         "gradient_accumulation_steps": on_rank // micro_batch,
-        "gradient_clipping": run.optimizer.clip,
+        # Without an optimizer of DeepSpeed's, the step guard clips.
+        "gradient_clipping": 0.0 if plain else run.optimizer.clip,
         "bf16": {"enabled": uses_bf16(run)},
         "optimizer": {
             "type": "AdamW" if run.optimizer.type == "adamw" else "Adam",

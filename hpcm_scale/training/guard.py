@@ -3,7 +3,6 @@
 The ranks agree before the optimizer steps, and all of them leave the step out.
 """
 
-import math
 from collections.abc import Callable
 from types import MethodType
 
@@ -23,11 +22,15 @@ class StepGuard:
     """Discards the optimizer steps of `engine` that it has been told of, or whose gradient is bad.
 
     DeepSpeed has a way to discard a step, for 16-bit floats that overflow; this opens it to every
-    stage and precision.
+    stage and precision. Stage 0 in fp32 has no optimizer of DeepSpeed's: there it clips the
+    gradient too, so that a discarded step is one that no parameter has a gradient for.
+
+    Args:
+        clip: largest norm of the gradient; of that stage alone, the others have it from DeepSpeed.
     """
 
-    def __init__(self, engine: DeepSpeedEngine) -> None:
-        self.engine = engine
+    def __init__(self, engine: DeepSpeedEngine, clip: float) -> None:
+        self.engine, self.clip = engine, clip
         self.bad_loss = False
         """Whether any rank's loss of the current step is not finite; set it before the step."""
         self.norm: float | None = None
@@ -66,12 +69,14 @@ class StepGuard:
     def _plain_step(self) -> bool:
         """Stage 0 in fp32: torch's own optimizer, whole gradients, equal on all ranks."""
         parameters = [p for p in self.engine.module.parameters() if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters]).item()
-        good = math.isfinite(norm) and not self.bad_loss
-        self.norm = norm if good else None
-        if not good:
+        total = torch.nn.utils.get_total_norm([p.grad for p in parameters])
+        good = bool(total.isfinite()) and not self.bad_loss
+        self.norm = total.item() if good else None
+        if good:
+            torch.nn.utils.clip_grads_with_norm_(parameters, self.clip, total)
+        else:
             for parameter in parameters:
-                parameter.grad = None  # Adam leaves alone what has no gradient
+                parameter.grad = None  # Adam leaves alone what has none
         self.engine.step()
         return good
 

@@ -10,7 +10,6 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from deepspeed.accelerator import get_accelerator
 from deepspeed.runtime.engine import DeepSpeedEngine
@@ -27,6 +26,7 @@ from hpcm_scale.training.average import WeightAverage
 from hpcm_scale.training.engine import build_engine, deepspeed_config, init_distributed, uses_bf16
 from hpcm_scale.training.guard import LossWatch, StepGuard
 from hpcm_scale.training.loss import RateDistortion, psnr
+from hpcm_scale.training.noise import Noise
 from hpcm_scale.training.profile import Profile
 from hpcm_scale.training.schedule import ema_decay, learning_rate
 from hpcm_scale.training.validate import validate
@@ -129,8 +129,11 @@ class Trainer:
         self.flops_per_image = flops_per_image
         self.objective = RateDistortion(run.loss)
         self.figures = self.objective.figure_names(engine.module.scales)
+        self.noise = Noise(
+            engine.module.config, run.data.crop, run.seed, stream.rank, stream.world_size
+        )
         self.dtype = torch.bfloat16 if uses_bf16(run) else torch.float32
-        self.guard = StepGuard(engine)
+        self.guard = StepGuard(engine, run.optimizer.clip)
         self.watch = LossWatch(run.guard)
         self.average = WeightAverage(engine) if run.optimizer.ema else None
         offloads = engine.zero_offload_optimizer() is not None
@@ -222,7 +225,7 @@ class Trainer:
             rows = range(start, min(start + micro, len(batch["image"])))
             x = batch["image"][rows.start : rows.stop].to(engine.device, non_blocking=True)
             x = (x.float() / 255).contiguous(memory_format=torch.channels_last)
-            noise = self.noise(batch["step"], rows)
+            noise = [part.to(engine.device) for part in self.noise(batch["step"], rows)]
             output = engine(x.to(self.dtype), noise)
             per_image = self.objective.per_image(output, x)
             engine.backward(per_image[:, 0].mean())
@@ -259,23 +262,6 @@ class Trainer:
                 )
                 if shown:
                     shown.row(kind, step, _with_parts(figures) | self._position(step, epoch))
-
-    def noise(self, step: int, rows: range) -> tuple[Tensor, Tensor]:
-        """Quantisation noise for y and z of a rank's `rows` of the batch of `step`.
-
-        Keyed by seed, step and the row in the global batch: the same on any number of ranks.
-        """
-        model, side = self.engine.module.config, self.run.data.crop
-        m, n, h, small = model.latent_channels, model.hyper_channels, side // 16, side // 64
-        drawn = np.empty((len(rows), m * h * h + n * small * small), np.float32)
-        for i, row in enumerate(rows):
-            place = row * self.stream.world_size + self.rank
-            generator = np.random.default_rng((self.run.seed, step, place))
-            generator.random(dtype=np.float32, out=drawn[i])
-        drawn -= 0.5
-        both = torch.from_numpy(drawn).to(self.engine.device)
-        y, z = both.split([m * h * h, n * small * small], dim=1)
-        return y.reshape(-1, m, h, h), z.reshape(-1, n, small, small)
 
     def save(self, step: int) -> None:
         """Begin a checkpoint after `step` steps; `_finish_saving` makes it whole."""
@@ -323,6 +309,7 @@ class Trainer:
         torch.distributed.barrier()
         if universal and self.rank == 0:
             shutil.rmtree(folder.with_name(tag))
+            (folder.parent / "latest_universal").unlink(missing_ok=True)
 
     def _finish_saving(self) -> None:
         """Wait for the checkpoint being written, and declare it whole once all ranks are done.

@@ -28,5 +28,5 @@ def learning_rate(config: OptimizerConfig, step: int, steps: int) -> float:
 
 
 def ema_decay(config: OptimizerConfig, step: int) -> float:
-    """Decay of the weights' average after optimizer step `step` (from 0): less while it is young."""
+    """Decay of the weights' average after step `step` (from 0): less while it is young."""
     return min(config.ema or 0.0, (1 + step) / (10 + step))

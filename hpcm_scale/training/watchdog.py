@@ -13,6 +13,7 @@ import threading
 import time
 from datetime import timedelta
 
+import torch
 from torch.distributed import DistError, TCPStore
 
 from hpcm_scale.errors import JOB_LOST
@@ -37,7 +38,8 @@ class Watchdog:
     def __init__(self, rank: int, world: int, patience: float, silence: float = SILENCE) -> None:
         self.rank, self.world, self.patience, self.silence = rank, world, patience, silence
         self._where = "starting"
-        self._moves = 0
+        # Counts the collectives this rank has called.
+        self._group = torch.distributed.distributed_c10d._get_default_group()
         self._ended = threading.Event()
         # Its own connection: a thread must not wait for one that the main thread holds.
         self._store = TCPStore(
@@ -53,7 +55,6 @@ class Watchdog:
     def at(self, where: str) -> None:
         """The main thread has come to `where`, such as "step 41"."""
         self._where = where
-        self._moves += 1
 
     def close(self) -> None:
         """The work is done; whoever is still at it is not waited for."""
@@ -67,10 +68,10 @@ class Watchdog:
         try:
             while not self._ended.wait(INTERVAL):
                 beats += 1
-                # beats tell that the process lives, moves that its main thread gets on
+                # beats tell that the process lives, calls that its main thread gets on
+                calls = self._group._get_sequence_number_for_group()
                 self._store.set(
-                    f"pulse/{self.rank}",
-                    f"{beats} {self._moves} {socket.gethostname()} {self._where}",
+                    f"pulse/{self.rank}", f"{beats} {calls} {socket.gethostname()} {self._where}"
                 )
                 if self.rank == 0:
                     verdict = self._judge(changed, moved)
@@ -96,8 +97,8 @@ class Watchdog:
                 changed.pop(rank, None)
                 moved.pop(rank, None)
                 continue
-            beats, moves, host, where = pulse.split(" ", 3)
-            for seen, value in ((changed, beats), (moved, moves)):
+            beats, calls, host, where = pulse.split(" ", 3)
+            for seen, value in ((changed, beats), (moved, calls)):
                 if rank not in seen or seen[rank][0] != value:
                     seen[rank] = (value, now)
             quiet = now - changed[rank][1]
@@ -106,7 +107,7 @@ class Watchdog:
                     f"rank {rank} on {host} has given no sign of life for {quiet:.0f} s; "
                     f"it was at {where}"
                 )
-        # Ranks wait for each other: the one that has come least far holds the rest up.
+        # Ranks wait for each other inside collectives: who has called fewest holds the rest up.
         if moved and all(now - since > self.patience for _, since in moved.values()):
             last = min(moved, key=lambda rank: int(moved[rank][0]))
             _, _, host, where = self._store.get(f"pulse/{last}").decode().split(" ", 3)
@@ -119,4 +120,6 @@ class Watchdog:
             "start it again with --resume auto\n"
         )
         sys.stderr.flush()
+        if self.rank == 0:
+            time.sleep(3 * INTERVAL)  # the store goes with this process; let the others read it
         os._exit(JOB_LOST)  # the main thread may be inside a collective that never ends

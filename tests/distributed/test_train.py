@@ -1,89 +1,22 @@
 """Whole runs through the launcher: records, equal losses however spread, a usable model."""
 
 import json
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from hpcm_scale.codec.codec import Codec
 from hpcm_scale.config import LossConfig
-from hpcm_scale.data.pack import pack
-from hpcm_scale.data.recipe import read_recipe
 from hpcm_scale.data.stream import read_images
 from hpcm_scale.training.loss import RateDistortion
 from hpcm_scale.training.validate import pad
 from hpcm_scale.weights.export import export_run
 from hpcm_scale.weights.modelfile import load_model
+from tests.distributed.jobs import launch, rows
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
-
-ROOT = Path(__file__).parents[2]
-BIN = Path(sys.executable).parent
-
-RUN = """
-name: small
-seed: 3
-model: {variant: base, width: 0.025}
-data: {streams: 4, workers: 0, shuffle_buffer: 4}
-optimizer: {lr: 1.0e-3}
-steps: 3
-batch: 4
-log_every: 1
-"""
-
-
-@pytest.fixture(scope="module")
-def dataset(tmp_path_factory) -> Path:
-    """Six smooth random pictures in shards, two of them for validation."""
-    folder = tmp_path_factory.mktemp("photos")
-    generator = np.random.default_rng(0)
-    for i in range(6):
-        coarse = generator.integers(0, 256, (8, 9, 3), np.uint8)
-        Image.fromarray(coarse).resize((288, 256), Image.Resampling.BICUBIC).save(
-            folder / f"{i}.png"
-        )
-    recipe = folder / "recipe.yaml"
-    recipe.write_text("{licence: made here, min_side: 256, val: {names: ['0', '1']}}")
-    pack(str(folder), folder / "shards", read_recipe(recipe))
-    return folder / "shards"
-
-
-def launch(out: Path, dataset: Path, ranks: int, *changes: str) -> subprocess.CompletedProcess:
-    """Train in `ranks` processes: through the launcher, or without it for one."""
-    config = out / "run.yaml"
-    out.mkdir(parents=True, exist_ok=True)
-    config.write_text(RUN)
-    arguments = ["launch/train.py", "--config", str(config)]
-    for change in (f"data.train={dataset}", f"out={out}", *changes):
-        arguments += ["--set", change]
-    if ranks > 1:
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            port = free.getsockname()[1]
-        head = [BIN / "deepspeed", "-q", "--num_accelerators", str(ranks)]
-        head += ["--master_port", str(port)]
-    else:
-        head = [sys.executable]
-    environment = os.environ | {"DS_ACCELERATOR": "cpu", "PATH": f"{BIN}:{os.environ['PATH']}"}
-    return subprocess.run(
-        [*map(str, head), *arguments],
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-
-
-def rows(out: Path, kind: str) -> list[dict]:
-    lines = (out / "small" / "metrics.jsonl").read_text().splitlines()
-    return [row for row in map(json.loads, lines) if row["kind"] == kind]
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,39 @@
+"""Quantisation noise that does not depend on how a batch is spread over ranks."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hpcm_scale.config import ModelConfig
+
+
+@dataclass(frozen=True)
+class Noise:
+    """Uniform noise in [−½, ½) for y and z, keyed by seed, step and row of the global batch."""
+
+    model: ModelConfig
+    crop: int
+    """Side of the crops, in pixels."""
+    seed: int
+    """Of the run."""
+    rank: int
+    world_size: int
+
+    def __call__(self, step: int, rows: range) -> tuple[Tensor, Tensor]:
+        """Noise of step `step` for `rows` of this rank's part of the batch.
+
+        Returns:
+            y (n, M, crop/16, crop/16) and z (n, N, crop/64, crop/64).
+        """
+        m, n = self.model.latent_channels, self.model.hyper_channels
+        h, small = self.crop // 16, self.crop // 64
+        drawn = np.empty((len(rows), m * h * h + n * small * small), np.float32)
+        for i, row in enumerate(rows):
+            place = row * self.world_size + self.rank
+            generator = np.random.default_rng((self.seed, step, place))
+            generator.random(dtype=np.float32, out=drawn[i])
+        drawn -= 0.5
+        y, z = torch.from_numpy(drawn).split([m * h * h, n * small * small], dim=1)
+        return y.reshape(-1, m, h, h), z.reshape(-1, n, small, small)
