@@ -14,18 +14,22 @@ def encode(
     model: str | None = typer.Option(
         None, "-m", "--model", help="Model file, or its name in the folder HPCM_MODELS."
     ),
+    fast: bool = typer.Option(
+        False,
+        "--fast",
+        help="Floating-point arithmetic: certain to decode only on a machine like this one.",
+    ),
     verify: bool = typer.Option(False, "--verify", help="Decode the result before writing it."),
     device: str = typer.Option("cpu", help="Where the network runs: cpu, cuda, cuda:1, ..."),
     threads: int | None = typer.Option(None, min=1, help="CPU threads; all cores by default."),
     memory: float = typer.Option(2.0, min=0.05, help="GiB the network may work in."),
     verbose: bool = typer.Option(False, "-v", "--verbose", help="Where time and bits went."),
 ) -> None:
-    """Compress pictures to .hpcm files."""
+    """Compress pictures to .hpcm files, which decode to the same symbols on every machine."""
     from hpcm_scale.codec.commands import encode_files
 
-    encode_files(
-        inputs, output, model, checked_device(device, threads), bytes_of(memory), verify, verbose
-    )
+    device = checked_device(device, threads)
+    encode_files(inputs, output, model, device, bytes_of(memory), verify, verbose, fast)
 
 
 @app.command()

@@ -58,8 +58,9 @@ def bench_codec(codecs: Mapping[str, Codec], pictures: list[Picture], repeats: i
         pictures: of one size.
 
     Returns:
-        a table of medians: seconds in all, in the network and in entropy coding; the latter's share
-        of all; the network's share of the sgemm peak; the time over that of the first codec, taken in the same repeat.
+        a table of medians: seconds in all, in the network and in entropy coding; the last as a
+        share of all; the network's share of the sgemm peak; the time over the first codec's, taken
+        in the same repeat.
     """
     first = next(iter(codecs))
     encoded = {name: [codec.compress(p) for p in pictures] for name, codec in codecs.items()}
