@@ -67,12 +67,11 @@ def save(folder: Path, stage: int, bf16: bool, rank: int) -> None:
     engine, *_ = deepspeed.initialize(
         model=network, model_parameters=network.parameters(), config=settings
     )
-    for step in range(2):
-        torch.manual_seed(WORLD * step + rank)
-        x = torch.rand(1, 3, 128, 128)
-        output = engine(x.to(torch.bfloat16 if bf16 else torch.float32))
-        engine.backward((output.x_hat.float() - x).square().mean() + output.bits.float().mean())
-        engine.step()
+    torch.manual_seed(1 + rank)
+    x = torch.rand(1, 3, 128, 128)
+    output = engine(x.to(torch.bfloat16 if bf16 else torch.float32))
+    engine.backward((output.x_hat.float() - x).square().mean() + output.bits.float().mean())
+    engine.step()
     engine.save_checkpoint(str(folder / "checkpoints"), tag=STEP)
     if stage:
         whole = [safe_get_full_fp32_param(parameter) for parameter in network.parameters()]

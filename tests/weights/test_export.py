@@ -223,6 +223,22 @@ def test_damaged_checkpoints_are_named(run, tmp_path):
     assert not target.exists()
 
 
+@pytest.mark.distributed
+def test_weights_that_deepspeed_swapped_to_disk_are_refused_in_one_line(run, tmp_path):
+    """Offloaded to NVMe, they leave empty tensors in the states, as here."""
+    checkpoint = run / "checkpoints" / STEP
+    for rank in range(2):
+        path = checkpoint / f"zero_pp_rank_{rank}_mp_rank_00_optim_states.pt"
+        state = torch.load(path, weights_only=False)
+        state["optimizer_state_dict"]["fp32_flat_groups"][0] = torch.empty(0)
+        torch.save(state, path)
+    finish(checkpoint, 3)
+    with pytest.raises(CheckpointError, match=r"swapped to disk .* train with optimizer\.ema"):
+        export_run(run, tmp_path / "model.safetensors")
+    add_average(run, torch.load(run / "expected.pt"))
+    assert export_run(run, tmp_path / "model.safetensors").weights == "ema"
+
+
 MEASURE = """
 import sys, threading
 from pathlib import Path
@@ -254,7 +270,7 @@ def test_export_takes_the_memory_of_a_shard_not_of_the_model(tmp_path):
     config = model_config("base")
     with torch.device("meta"):
         shapes = {name: tensor.shape for name, tensor in build(config).state_dict().items()}
-    ranks, shard = 4, 40_000_000
+    ranks, shard = 4, 80_000_000
     share = sum(-(-prod(shape) // ranks) for shape in shapes.values())
     checkpoint = tmp_path / "run" / "checkpoints" / STEP
     checkpoint.mkdir(parents=True)
