@@ -22,7 +22,9 @@ def eval_(
         "decode=... {input} {output}; quality=1,2,3; extension=.x', or a YAML file of these keys.",
     ),
     points: list[str] = typer.Option(
-        [], help="Published R-D points to draw: FILE or FILE:DATASET (CompressAI's JSON)."
+        [],
+        help="R-D points of the same pictures to compare with: FILE or FILE:DATASET "
+        "(CompressAI's JSON).",
     ),
     anchor: str | None = typer.Option(
         None, help="The curve that BD-rates refer to; jpeg, or else the first."

@@ -70,6 +70,7 @@ def evaluate_codecs(
     ]
     _check_names(settings)
     rows = evaluate(settings, images, folder, state, place, errors)
+    state.destroy_process_group()  # what is left is one process's work
     if not state.is_main_process:
         return
     found = assess(settings, rows, others, anchor)
