@@ -137,6 +137,25 @@ def test_a_codec_that_always_fails_is_dropped_alone(
     assert report["images"] == ["0.png", "1.png"]
 
 
+def test_published_points_stand_beside_the_measured(run: Run, pictures: Path, tmp_path: Path):
+    """A file of points with half of JPEG's rates, in CompressAI's format."""
+    out, points = tmp_path / "report", tmp_path / "half.json"
+    arguments = ("eval", "--data", pictures, "-o", out, "--codecs", "jpeg", *BASIC)
+    assert run(*arguments)[0] == 0
+    jpeg = json.loads((out / "report.json").read_text())["curves"][0]["points"]
+    half = {"bpp": [p["bpp"] / 2 for p in jpeg], "psnr-rgb": [p["psnr"] for p in jpeg]}
+    points.write_text(json.dumps({"name": "half", "results": half}))
+    assert run(*arguments, "--points", points)[0] == 0
+    report = json.loads((out / "report.json").read_text())
+    assert [d["curve"] for d in report["deltas"]] == ["half (published)"] * 3
+    assert all(d["bd_rate"] == pytest.approx(-50) for d in report["deltas"])
+    assert "half (published)" in (out / "rd-psnr.svg").read_text()
+    assert "half" not in (out / "averages.csv").read_text()
+    code, _, error = run(*arguments, "--points", points, "--anchor", "half")
+    assert code == 2
+    assert "'half' is not one of jpeg, half (published)" in error
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
