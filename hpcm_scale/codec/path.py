@@ -1,7 +1,7 @@
 """The entropy path: everything that decides which table codes a latent and what mean is added.
 
-Encoder and decoder walk the same path with different callbacks. An exact-arithmetic path takes
-this one's place by offering the same three members.
+Encoder and decoder walk the same path with different callbacks. Here is the one in floating point;
+`exact/path.py` has the one that every machine computes alike.
 """
 
 from collections.abc import Callable

@@ -75,6 +75,17 @@ def test_info_of_a_model_names_its_identity(run: Run, models: Path) -> None:
     assert "config.latent_channels  16" in said
 
 
+def test_fast_is_marked_in_the_file_and_said(run: Run, picture: Path, tmp_path: Path) -> None:
+    usual, fast = tmp_path / "usual.hpcm", tmp_path / "fast.hpcm"
+    assert "portable" not in run("encode", picture, "-o", usual, "-m", "tiny")[1]
+    assert "fast, not portable" in run("encode", picture, "-o", fast, "-m", "tiny", "--fast")[1]
+    assert "exact, portable" in run("info", usual)[1]
+    assert "floating point (--fast), not portable" in run("info", fast)[1]
+    # Decoding does as the file says, with no option.
+    for coded in (usual, fast):
+        assert run("decode", coded, "-o", tmp_path / "a.png")[0] == 0
+
+
 @pytest.mark.parametrize("extension", [".jpg", ".webp", ".png"])
 def test_the_extension_chooses_the_output_format(
     run: Run, picture: Path, tmp_path: Path, extension: str
@@ -159,6 +170,8 @@ def test_bench_reports_both_ways_and_wants_pictures_of_one_size(
     assert "encode" in said
     assert "decode" in said
     assert "sgemm" in said
+    assert "over fast" in said
+    assert "over fast" not in run("bench", "codec", picture, "-m", "tiny", "--fast")[1]
     Image.fromarray(make_photo(41, 60)).save(tmp_path / "other.png")
     result = run("bench", "codec", picture, tmp_path / "other.png", "-m", "tiny")
     _refused(result, "60x41", "pictures of one size")
