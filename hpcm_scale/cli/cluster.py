@@ -1,0 +1,79 @@
+"""The verb that plans training on hardware before it is there."""
+
+import typer
+
+from hpcm_scale.cli.program import app, console
+
+UNITS = {"GiB": 2**30, "MiB": 2**20, "TiB": 2**40, "GB": 10**9, "MB": 10**6, "TB": 10**12}
+
+
+@app.command()
+def plan(
+    model: str = typer.Option("1b", help="A variant of configs/models."),
+    width: float = typer.Option(1.0, help="Width dial."),
+    depth: float = typer.Option(1.0, help="Depth dial."),
+    hosts: int = typer.Option(1, min=1, help="Hosts."),
+    accelerators: int = typer.Option(8, min=1, help="Accelerators of a host."),
+    memory: str = typer.Option("80GiB", help="Memory of an accelerator."),
+    host_memory: str = typer.Option("1TiB", help="Memory of a host."),
+    batch: int | None = typer.Option(None, min=1, help="Crops a step [default: 32, or one a rank]"),
+    crop: int = typer.Option(256, min=64, help="Side of the crops."),
+    images: float = typer.Option(6.4e7, min=1, help="Crops of the whole run (the papers': 6.4e7)."),
+    efficiency: float = typer.Option(0.4, min=0.01, max=1, help="Assumed share of the peak."),
+    peak: float = typer.Option(989e12, min=1, help="Dense bf16 FLOP/s of an accelerator."),
+    inside: float = typer.Option(450e9, min=1, help="Bytes/s between accelerators of a host."),
+    between: float = typer.Option(50e9, min=1, help="Bytes/s of an accelerator to other hosts."),
+    price: float = typer.Option(2.5, min=0, help="Of an accelerator-hour."),
+    paper: bool = typer.Option(
+        False, "--paper", help="Markdown for 8, 64 and 512 H100s and two sizes of dataset instead."
+    ),
+    measure: bool = typer.Option(
+        False, "--measure", help="Hold predicted memory against real runs on this CPU instead."
+    ),
+) -> None:
+    """Memory, traffic, time and cost of training on a cluster, and which settings to take."""
+    from hpcm_scale.models.zoo import model_config
+    from hpcm_scale.training.cluster import Cluster, plan_cluster
+
+    if measure:
+        from hpcm_scale.training.bench import measure_memory
+
+        console.print(measure_memory())
+        return
+    config = model_config(model, width, depth)
+    if paper:
+        from hpcm_scale.training.paper import tables
+
+        console.print(tables(config), soft_wrap=True, highlight=False, markup=False)
+        return
+    cluster = Cluster(
+        hosts=hosts,
+        accelerators=accelerators,
+        memory=_bytes("--memory", memory),
+        host_memory=_bytes("--host-memory", host_memory),
+        peak=peak,
+        efficiency=efficiency,
+        inside=inside,
+        between=between,
+        price=price,
+    )
+    ranks = cluster.ranks
+    shared = batch or max(1, round(32 / ranks)) * ranks
+    result = plan_cluster(config, cluster, batch=shared, crop=crop, images=images)
+    console.print(result)
+    _ = result.best  # says so, and exits with 2, where nothing fits
+
+
+def _bytes(option: str, text: str) -> float:
+    """The bytes in "80GiB".
+
+    Raises:
+        ConfigError: if `text` is not a number with a unit.
+    """
+    from hpcm_scale.errors import ConfigError
+
+    for unit, size in UNITS.items():
+        number = text.removesuffix(unit).strip()
+        if number != text and number.replace(".", "", 1).isdigit():
+            return float(number) * size
+    raise ConfigError(f"{option}: {text!r} is not a size such as 80GiB ({', '.join(UNITS)})")

@@ -1,0 +1,352 @@
+"""Memory a rank needs, by class, before any of it is allocated.
+
+Parameters, gradients and optimizer state follow from counts and from how DeepSpeed 0.19 keeps
+them; activations are counted by running forward and backward on the meta device, with an account of
+every storage that is made and freed. `hpcm-scale plan --measure` holds the sums against real runs.
+"""
+
+import weakref
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from hpcm_scale.config import ModelConfig
+from hpcm_scale.models import blocks
+from hpcm_scale.models.zoo import build
+
+GIB = 2**30
+MIB = 2**20
+FP32, BF16 = 4, 2
+ADAM = 2 * FP32
+"""Bytes of Adam's two running averages of a parameter."""
+UPDATE = 2 * FP32
+"""Bytes a parameter that torch's Adam makes and frees while it updates one tensor."""
+FRAMEWORK_CPU = {0: 375 * MIB, 1: 395 * MIB, 2: 395 * MIB, 3: 425 * MIB}
+"""A process that has trained the narrowest network, by ZeRO stage, less what is counted here:
+Python, torch and DeepSpeed with what they import and map at a first step (measured; Linux, CPU)."""
+FRAMEWORK_ACCELERATOR = 3 * GIB // 2
+"""CUDA context, kernels and NCCL's channels on a GPU: assumed, not measured."""
+ALL_REDUCE_ELEMENTS = 500_000_000
+"""Gradients that DeepSpeed's stage 0 copies together to reduce them."""
+HEAP_BOUNDARY = 32 * MIB
+"""Blocks from here on are mapped one by one and go back when freed; glibc's heap has the others."""
+HEAP_WASTE, HEAP_CHURN = 0.1, 1.4
+"""What that heap holds over what is alive in it: a share of all, and of what the passes free again
+(its kept part lies in between). Measured for Base at widths 0.1 and 0.25: a step held 1.9 times
+its live blocks with checkpointing, 1.1 times without. A fixed M_MMAP_THRESHOLD of 256 KiB to 4 MiB
+saves most of that and costs 15 to 70 % of the speed."""
+
+
+class _Account(TorchDispatchMode):
+    """Bytes of all storages made inside and still alive: those below and above a size apart."""
+
+    def __init__(self, ignored: list[Tensor], boundary: int) -> None:
+        super().__init__()
+        self.boundary = boundary
+        self.live, self.peak = [0, 0], [0, 0]
+        self.known = {tensor.untyped_storage()._cdata for tensor in ignored}
+
+    def __torch_dispatch__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(out):
+            if isinstance(leaf, Tensor):
+                self._see(leaf.untyped_storage())
+        return out
+
+    def _see(self, storage: torch.UntypedStorage) -> None:
+        key, size = storage._cdata, storage.nbytes()
+        if key in self.known:
+            return
+        self.known.add(key)
+        large = size >= self.boundary
+        self.live[large] += size
+        self.peak[large] = max(self.peak[large], self.live[large])
+        weakref.finalize(storage, self._forget, key, size)
+
+    def _forget(self, key: int, size: int) -> None:
+        self.known.discard(key)
+        self.live[size >= self.boundary] -= size
+
+
+@dataclass(frozen=True)
+class Activations:
+    """Bytes of one micro-batch's activations, their gradients and all temporaries."""
+
+    kept: int
+    """Alive when the forward pass is over."""
+    peak: int
+    """Most at once, with what the backward pass recomputes."""
+    peak_with_gradients: int
+    """The same with the gradients of all parameters, which appear while activations go."""
+
+
+@contextmanager
+def _kernels_of(device: str) -> Iterator[None]:
+    """Let the residual pairs work on meta tensors as they do on `device`: in rows on a CPU."""
+    rows = blocks._rows
+    blocks._rows = (lambda x: blocks.CPU_ROWS) if device == "cpu" else len
+    try:
+        yield
+    finally:
+        blocks._rows = rows
+
+
+@lru_cache(maxsize=256)
+def count_activations(
+    model: ModelConfig,
+    crop: int,
+    micro_batch: int,
+    checkpointing: bool | int,
+    bf16: bool = False,
+    device: str = "cpu",
+) -> Activations:
+    """Count what a forward and backward pass keep alive beside the parameters.
+
+    Args:
+        crop: side of the square crops, in pixels.
+        checkpointing: as RunConfig.checkpoint_activations.
+        device: whose kernels and allocator: "cpu" works through residual pairs in rows, and its
+            heap holds more than is alive; an accelerator's caching allocator is taken as exact.
+    """
+    if device != "cpu" and micro_batch > 2:
+        # Every tensor but the parameters' gradients grows with the batch; one count takes seconds.
+        one, two = (
+            count_activations(model, crop, crops, checkpointing, bf16, device) for crops in (1, 2)
+        )
+        return Activations(
+            *(
+                getattr(two, name) + (micro_batch - 2) * (getattr(two, name) - getattr(one, name))
+                for name in ("kept", "peak", "peak_with_gradients")
+            )
+        )
+    dtype = torch.bfloat16 if bf16 else torch.float32
+    peaks = []
+    random = torch.get_rng_state()  # building a network draws from it
+    for keep in (False, True):
+        with torch.device("meta"), _kernels_of(device):
+            network = build(model).to(dtype)
+            network.checkpoint_activations(checkpointing)
+            x = torch.empty(micro_batch, 3, crop, crop)
+            x = x.contiguous(memory_format=torch.channels_last)
+            noise = (
+                torch.empty(micro_batch, model.latent_channels, crop // 16, crop // 16),
+                torch.empty(micro_batch, model.hyper_channels, crop // 64, crop // 64),
+            )
+            if not keep:
+                for parameter in network.parameters():
+                    parameter.register_post_accumulate_grad_hook(_drop_gradient)
+            state = [*network.parameters(), *network.buffers()]
+            with _Account(state, HEAP_BOUNDARY if device == "cpu" else 0) as account:
+                output = network(x.to(dtype), noise)
+                loss = output.bits.sum() + (output.x_hat.float() - x).square().mean()
+                kept = sum(account.live)
+                loss.backward()
+            heap, mapped = account.peak
+            freed = 1 - kept / (heap + mapped)
+            if device == "cpu":
+                heap = int(heap * (1 + HEAP_WASTE + HEAP_CHURN * freed))
+            peaks.append(heap + mapped)
+    torch.set_rng_state(random)
+    return Activations(kept, *peaks)
+
+
+def _drop_gradient(parameter: Tensor) -> None:
+    parameter.grad = None
+
+
+def parameter_sizes(model: ModelConfig) -> tuple[int, int]:
+    """Parameters of a network, and of its largest tensor."""
+    random = torch.get_rng_state()
+    with torch.device("meta"):
+        sizes = [parameter.numel() for parameter in build(model).parameters()]
+    torch.set_rng_state(random)
+    return sum(sizes), max(sizes)
+
+
+@dataclass(frozen=True)
+class Spread:
+    """What a DeepSpeed configuration says of memory; sizes in elements, DeepSpeed's defaults."""
+
+    stage: int
+    optimizer_on: str = "none"
+    """Where offloaded optimizer state is: none (with the rank), cpu or nvme."""
+    parameters_on: str = "none"
+    reduce_bucket: int = 500_000_000
+    prefetch_bucket: int = 50_000_000
+    live_parameters: int = 1_000_000_000
+    sub_group: int = 1_000_000_000
+    overlap: bool = False
+    optimizer_buffers: int = 4
+    parameter_buffers: int = 5
+    parameter_buffer: int = 100_000_000
+    parameters_in_cpu: int = 1_000_000_000
+
+    @classmethod
+    def read(cls, config: Mapping[str, Any]) -> "Spread":
+        """Of a DeepSpeed configuration such as configs/deepspeed holds."""
+        zero = config["zero_optimization"]
+        optimizer, parameters = (zero.get(f"offload_{of}") or {} for of in ("optimizer", "param"))
+        read = {
+            "optimizer_on": (optimizer, "device"),
+            "parameters_on": (parameters, "device"),
+            "reduce_bucket": (zero, "reduce_bucket_size"),
+            "prefetch_bucket": (zero, "stage3_prefetch_bucket_size"),
+            "live_parameters": (zero, "stage3_max_live_parameters"),
+            "sub_group": (zero, "sub_group_size"),
+            "overlap": (zero, "overlap_comm"),
+            "optimizer_buffers": (optimizer, "buffer_count"),
+            "parameter_buffers": (parameters, "buffer_count"),
+            "parameter_buffer": (parameters, "buffer_size"),
+            "parameters_in_cpu": (parameters, "max_in_cpu"),
+        }
+        given = {name: section[key] for name, (section, key) in read.items() if key in section}
+        numbers = {name: int(v) if isinstance(v, float) else v for name, v in given.items()}
+        return cls(int(zero["stage"]), **numbers)
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of one rank, by class: on its device, in its host's memory and on disk.
+
+    On a CPU the device is the host: `total` holds both.
+    """
+
+    parameters: float
+    gradients: float
+    optimizer: float
+    """Master weights where there are any beside the parameters, and Adam's averages."""
+    ema: float
+    activations: float
+    """With gradients of all parameters kept (stages 0 and 1), what comes on top of them."""
+    buffers: float
+    """Of collectives, and parameters gathered from other ranks."""
+    update: float
+    """Made and freed by the optimizer step, when there are neither activations nor buffers."""
+    copy: float
+    """Of the state, while a checkpoint is written in the background."""
+    framework: float
+    host: float
+    """Offloaded to the host's memory, and the buffers that serve disks."""
+    disk: float
+
+    @property
+    def device(self) -> float:
+        """Most bytes at once on the device."""
+        state = self.parameters + self.gradients + self.optimizer + self.ema + self.framework
+        return state + max(self.activations + self.buffers, self.update)
+
+
+def rank_memory(
+    model: ModelConfig,
+    spread: Spread,
+    *,
+    ranks: int,
+    micro_batch: int,
+    crop: int = 256,
+    checkpointing: bool | int = True,
+    bf16: bool = False,
+    ema: bool = False,
+    background_copy: bool = False,
+    device: str = "cpu",
+) -> Memory:
+    """Bytes of the rank that needs most.
+
+    Args:
+        device: "cpu", or anything else for an accelerator.
+        background_copy: whether checkpoints are copied to host memory before they are written.
+    """
+    count, largest = parameter_sizes(model)
+    stage, each = spread.stage, BF16 if bf16 else FP32
+    share = count / ranks
+    cpu = device == "cpu"
+    offloaded = spread.optimizer_on != "none"
+    work = count_activations(model, crop, micro_batch, checkpointing, bf16, device)
+
+    gradients = each * (count if stage < 2 else share)
+    # Stages 0 (fp32) and 3 (fp32, nothing offloaded) update the parameters themselves.
+    own_master = bf16 or stage in (1, 2) or offloaded
+    states = (ADAM + (FP32 if own_master else 0)) * (share if stage else count)
+    ema_bytes = FP32 * (share if stage else count) if ema else 0.0
+    parameters = each * (share if stage == 3 else count)
+    saved = each * (share if stage == 3 else count / ranks) + states + ema_bytes
+    if stage < 2:
+        activations: float = work.peak_with_gradients - gradients
+    else:
+        activations = work.peak
+    host = disk = 0.0
+    if offloaded:
+        # Gradients of all that is offloaded stay on the host, once as they arrive and, unless on
+        # disk, once as the optimizer reads them.
+        host += gradients if stage > 1 else 0.0
+        gradients = 0.0 if stage > 1 else gradients
+        if spread.optimizer_on == "cpu":
+            host += states + FP32 * share
+        else:
+            disk += states + FP32 * share
+            host += spread.optimizer_buffers * FP32 * min(spread.sub_group + largest, share)
+        host += ema_bytes
+        states = ema_bytes = 0.0
+    if spread.parameters_on != "none":
+        if spread.parameters_on == "cpu":
+            host += parameters
+        else:
+            disk += parameters
+            host += each * (
+                spread.parameter_buffers * spread.parameter_buffer
+                + min(spread.parameters_in_cpu, share)
+            )
+        parameters = 0.0
+    return Memory(
+        parameters=parameters,
+        gradients=gradients,
+        optimizer=states,
+        ema=ema_bytes,
+        activations=activations,
+        buffers=_buffers(spread, count, largest, ranks, each, cpu),
+        update=_update(spread, count, largest, ranks, cpu),
+        copy=saved if background_copy and not offloaded else 0.0,
+        framework=FRAMEWORK_CPU[stage] if cpu else FRAMEWORK_ACCELERATOR,
+        host=host,
+        disk=disk,
+    )
+
+
+def _buffers(spread: Spread, count: int, largest: int, ranks: int, each: int, cpu: bool) -> float:
+    """Bytes of collectives and of gathered parameters."""
+    if spread.stage == 0:
+        return each * min(count, ALL_REDUCE_ELEMENTS) if ranks > 1 else 0.0
+    bucket = max(spread.reduce_bucket, largest)
+    if cpu:  # memory never touched is never given
+        bucket = min(bucket, count)
+    if spread.stage < 3:
+        return each * bucket * (2 if spread.overlap or spread.stage == 1 else 1)
+    gathered = 0.0
+    if ranks > 1 or spread.parameters_on != "none":
+        live = max(spread.live_parameters, largest) + spread.prefetch_bucket
+        gathered = min(live, count)
+    # The bucket itself and what reduce-scatter lays out from it.
+    return each * (2 * bucket + gathered)
+
+
+def _update(spread: Spread, count: int, largest: int, ranks: int, cpu: bool) -> float:
+    """Bytes that an optimizer step makes and frees: temporaries, and flat fp32 gradients."""
+    if spread.optimizer_on != "none":
+        return 0.0  # DeepSpeed's own Adam works in place
+    if spread.stage == 0:
+        return UPDATE * (largest if cpu else count)
+    share = count / ranks
+    tensor = min(share, spread.sub_group + largest / ranks) if spread.stage == 3 else share
+    return (UPDATE + FP32) * tensor
