@@ -1,6 +1,17 @@
 """The program `hpcm-scale`: each verb is a thin call into one folder of the package."""
 
-from hpcm_scale.cli import bench, coding, data, evaluation, models, runs, scaling
+from hpcm_scale.cli import bench, cluster, coding, data, evaluation, models, runs, scaling
 from hpcm_scale.cli.program import app, main
 
-__all__ = ["app", "bench", "coding", "data", "evaluation", "main", "models", "runs", "scaling"]
+__all__ = [
+    "app",
+    "bench",
+    "cluster",
+    "coding",
+    "data",
+    "evaluation",
+    "main",
+    "models",
+    "runs",
+    "scaling",
+]

@@ -49,6 +49,26 @@ def bench_model(
     console.print(bench_model(config, columns, rows, repeats, train, compiled))
 
 
+@bench.command("train")
+def bench_train(
+    variant: str = typer.Argument("base", help="A variant of configs/models."),
+    width: float = typer.Option(1.0, help="Width dial."),
+    batch: int = typer.Option(4, min=1, help="Crops of a step."),
+    crop: int = typer.Option(256, min=64, help="Side of the crops."),
+    repeats: int = typer.Option(5, min=1, help="Measured steps of each; medians are shown."),
+    threads: int | None = typer.Option(None, min=1, help="CPU threads; all cores by default."),
+) -> None:
+    """Training steps through DeepSpeed against a bare PyTorch loop and the sgemm peak."""
+    import torch
+
+    from hpcm_scale.config import ModelChoice
+    from hpcm_scale.training.bench import bench_train
+
+    choice = ModelChoice(variant=variant, width=width)
+    table = bench_train(choice, batch, crop, repeats, threads or torch.get_num_threads())
+    console.print(table)
+
+
 @bench.command("codec")
 def bench_codec(
     pictures: list[str] = typer.Argument(help="Pictures of one size."),
