@@ -1,17 +1,15 @@
 """The layers HPCM is made of, on (B, C, H, W) tensors in channels_last memory.
 
 1×1 convolutions and 2×2 resamplings run as matrix products over positions: in channels_last memory
-the reshapes are views, and the products reach the speed of the machine's GEMM where its convolution
-does not. Parameters keep the shapes of the convolutions they are.
+the reshapes are views, and products are faster than convolutions. Parameters keep the shapes of
+the convolutions they are.
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx
 
-SLOPE = 0.01
-"""Negative slope of every LeakyReLU (the published program's default)."""
+from hpcm_scale.models.linear import SLOPE, activated, added, linear, product
 
 
 class Conv1x1(nn.Conv2d):
@@ -21,9 +19,7 @@ class Conv1x1(nn.Conv2d):
         super().__init__(inputs, outputs, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x.permute(0, 2, 3, 1), self.weight.flatten(1), self.bias).permute(
-            0, 3, 1, 2
-        )
+        return linear(x.permute(0, 2, 3, 1), self.weight.flatten(1), self.bias).permute(0, 3, 1, 2)
 
 
 class Down2x2(nn.Conv2d):
@@ -37,7 +33,7 @@ class Down2x2(nn.Conv2d):
         blocks = x.permute(0, 2, 3, 1).reshape(b, h // 2, 2, w // 2, 2, c)
         blocks = blocks.transpose(2, 3).reshape(b, h // 2, w // 2, 4 * c)
         weight = self.weight.permute(0, 2, 3, 1).reshape(self.out_channels, 4 * c)
-        return F.linear(blocks, weight, self.bias).permute(0, 3, 1, 2)
+        return linear(blocks, weight, self.bias).permute(0, 3, 1, 2)
 
 
 class Up2x2(nn.ConvTranspose2d):
@@ -49,7 +45,7 @@ class Up2x2(nn.ConvTranspose2d):
     def forward(self, x: Tensor) -> Tensor:
         b, c, h, w = x.shape
         weight = self.weight.permute(2, 3, 1, 0).reshape(4 * self.out_channels, c)
-        blocks = F.linear(x.permute(0, 2, 3, 1), weight, self.bias.repeat(4))
+        blocks = linear(x.permute(0, 2, 3, 1), weight, self.bias.repeat(4))
         blocks = blocks.view(b, h, w, 2, 2, self.out_channels).transpose(2, 3)
         return blocks.reshape(b, 2 * h, 2 * w, self.out_channels).permute(0, 3, 1, 2)
 
@@ -83,43 +79,45 @@ class _ResidualPair(torch.autograd.Function):
     def forward(
         ctx: FunctionCtx, x: Tensor, h: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor
     ) -> Tensor:
-        positions, rows = len(x), _rows(x)
+        out, hidden = torch.empty_like(x), []
         keep = any(ctx.needs_input_grad)
-        hidden = x.new_empty(positions if keep else min(rows, positions), len(w1))
-        out = torch.empty_like(x)
-        for start in range(0, positions, rows):
-            part = slice(start, min(start + rows, positions))
-            t = hidden[part] if keep else hidden[: part.stop - start]
-            torch.addmm(b1, h[part], w1.flatten(1).t(), out=t)
-            F.leaky_relu(t, SLOPE, inplace=True)
-            o = torch.add(x[part], b2, out=out[part])
-            torch.addmm(o, t, w2.flatten(1).t(), out=o)
+        for part in _parts(x):
+            t = activated(h[part], w1.flatten(1), b1)
+            out[part] = added(t, w2.flatten(1), b2, x[part])
+            if keep:
+                hidden.append(t)
         if keep:
-            ctx.save_for_backward(h, hidden, w1, w2)
+            ctx.save_for_backward(h, w1, w2, *hidden)
         return out
 
     @staticmethod
     def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor, ...]:
-        h, hidden, w1, w2 = ctx.saved_tensors
-        positions, rows = len(h), _rows(h)
+        h, w1, w2, *hidden = ctx.saved_tensors
         grad = grad.contiguous()
         grad_h, grad_b1 = torch.empty_like(h), h.new_zeros(len(w1))
         grad_w1, grad_w2 = torch.zeros_like(w1.flatten(1)), torch.zeros_like(w2.flatten(1))
-        for start in range(0, positions, rows):
-            part = slice(start, min(start + rows, positions))
-            t, g = hidden[part], grad[part]
-            torch.addmm(grad_w2, g.t(), t, out=grad_w2)
+        for part, t in zip(_parts(h), hidden, strict=True):
+            g = grad[part]
+            grad_w2 += product(g.t(), t.t())
             # The slope is positive, so the sign of the result is that of what went in.
-            through = torch.ops.aten.leaky_relu_backward(g @ w2.flatten(1), t, SLOPE, True)
-            torch.addmm(grad_w1, through.t(), h[part], out=grad_w1)
+            through = torch.ops.aten.leaky_relu_backward(
+                product(g, w2.flatten(1).t()), t, SLOPE, True
+            )
+            grad_w1 += product(through.t(), h[part].t())
             grad_b1 += through.sum(0)
-            torch.mm(through, w1.flatten(1), out=grad_h[part])
+            grad_h[part] = product(through, w1.flatten(1).t())
         return grad, grad_h, grad_w1.view_as(w1), grad_b1, grad_w2.view_as(w2), grad.sum(0)
 
 
 def _rows(x: Tensor) -> int:
     """Positions handled at a time."""
-    return CPU_ROWS if x.device.type == "cpu" else len(x)
+    return CPU_ROWS if x.device.type == "cpu" else max(1, len(x))
+
+
+def _parts(x: Tensor) -> list[slice]:
+    """The positions of x (n, C), cut into what is handled at a time."""
+    rows = _rows(x)
+    return [slice(start, start + rows) for start in range(0, len(x), rows)]
 
 
 class ResidualPair(nn.Module):

@@ -1,0 +1,73 @@
+"""Matrix products over rows of positions, by the fastest means the device has.
+
+On CPUs torch's own products go to MKL, which leaves processors that are not Intel's at half their
+speed; the products of oneDNN, which torch uses for convolutions, reach all of it, and add bias,
+LeakyReLU and residual on the way.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import FunctionCtx
+from torch.utils.flop_counter import register_flop_formula
+
+SLOPE = 0.01
+"""Negative slope of every LeakyReLU (the published program's default)."""
+
+# Not in torch's documentation, though torch.compile emits them: without them plain products do.
+_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+
+
+def _quick(x: Tensor) -> bool:
+    # torch.compile takes the operators for its own, with weights packed before.
+    suits = x.device.type == "cpu" and x.dtype == torch.float32 and x.numel() > 0
+    return _ONEDNN and suits and not torch.compiler.is_compiling()
+
+
+def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x Wᵀ + b of rows x (n, I), weight (O, I) and bias (O,); no gradient."""
+    if _quick(x):
+        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    return F.linear(x, weight, bias)
+
+
+def activated(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """LeakyReLU(x Wᵀ + b); no gradient."""
+    if _quick(x):
+        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "leaky_relu", [SLOPE], "")
+    return F.leaky_relu_(F.linear(x, weight, bias), SLOPE)
+
+
+def added(x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor) -> Tensor:
+    """residual + x Wᵀ + b, residual (n, O); no gradient."""
+    if _quick(x):
+        return torch.ops.mkldnn._linear_pointwise.binary(x, residual, weight, bias, "add")
+    return torch.addmm(residual + bias, x, weight.t())
+
+
+class _Linear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: FunctionCtx, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return product(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor, ...]:
+        x, weight = ctx.saved_tensors
+        grad = grad.contiguous()
+        return product(grad, weight.t()), product(grad.t(), x.t()), grad.sum(0)
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """F.linear over the last dimension of x (..., I), with its gradient."""
+    if not _quick(x):
+        return F.linear(x, weight, bias)
+    rows = _Linear.apply(x.reshape(-1, x.shape[-1]), weight, bias)
+    return rows.view(*x.shape[:-1], len(weight))
+
+
+if _ONEDNN:
+
+    @register_flop_formula(torch.ops.mkldnn._linear_pointwise)
+    def _flops(x: torch.Size, *_: object, out_shape: torch.Size, **__: object) -> int:
+        return 2 * x.numel() * out_shape[-1]
