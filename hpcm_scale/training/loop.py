@@ -18,7 +18,7 @@ from torch import Tensor
 from hpcm_scale.config import ModelConfig, RunConfig
 from hpcm_scale.data.stream import TrainStream
 from hpcm_scale.errors import ConfigError, RunError
-from hpcm_scale.models.bench import sgemm_rate
+from hpcm_scale.models.bench import peak_rate
 from hpcm_scale.models.complexity import count_flops, count_parameters
 from hpcm_scale.models.zoo import build, model_config
 from hpcm_scale.training import checkpoint, monitor, session
@@ -143,7 +143,7 @@ class Trainer:
         """The step whose checkpoint is being written."""
         self.told_to_stop = False
         # A fraction of what this machine does, with all ranks busy as they are in a step.
-        rate = sgemm_rate(device=engine.device, dtype=self.dtype)
+        rate = peak_rate(engine.device, self.dtype)
         self.peak = float(self._sum(torch.tensor([rate], dtype=torch.float64))[0])
 
     @property
