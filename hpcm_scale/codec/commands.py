@@ -19,6 +19,8 @@ from hpcm_scale.errors import BitstreamError, CheckpointError, DataError, HpcmEr
 from hpcm_scale.files import atomic_write
 from hpcm_scale.weights.modelfile import ModelInfo, model_name, models_in, read_info
 
+BUNDLED = Path(__file__).parent / "bundled"
+"""The models that come with the program, one for each rate."""
 PIPE = "-"
 """As an input, standard input; as the output, standard output."""
 SUFFIX = ".hpcm"
@@ -33,6 +35,7 @@ def encode_files(
     verify: bool,
     verbose: bool,
     fast: bool = False,
+    quality: int | None = None,
 ) -> None:
     """Compress pictures, each to a `.hpcm` file.
 
@@ -45,6 +48,7 @@ def encode_files(
         verify: decode each result before writing it.
         verbose: also say where time and bits went.
         fast: make files that are certain to decode only on a machine like this one.
+        quality: as `find_model` takes it.
 
     Raises:
         HpcmError: for the first thing that goes wrong; with several inputs, after trying them all.
@@ -53,7 +57,7 @@ def encode_files(
     for target in targets:
         if target != PIPE and Path(target).suffix != SUFFIX:
             raise DataError(f"--output: {target} does not end in {SUFFIX}; encode writes no other")
-    codec = Codec.load(find_model(model), device, memory, portable=not fast)
+    codec = Codec.load(find_model(model, quality=quality), device, memory, portable=not fast)
 
     def encode(source: str, target: str, report: Callable[[str], None]) -> None:
         picture = read_picture(_contents(source) if source == PIPE else source, source)
@@ -160,47 +164,56 @@ def describe(target: str) -> Iterator[tuple[str, str]]:
     yield "model identity", header.identity.hex()
 
 
-def find_model(name: str | Path | None, identity: bytes | None = None) -> Path:
+def find_model(
+    name: str | Path | None, identity: bytes | None = None, quality: int | None = None
+) -> Path:
     """The model file that a user means.
 
+    Models are looked for in the folder HPCM_MODELS, or, where that is not set, among those that
+    come with the program.
+
     Args:
-        name: a path, or a name in the folder HPCM_MODELS; None for the one that fits.
+        name: a path, or the name of a model; None for the one that fits.
         identity: what the picture to decode carries; picks the model when `name` is None.
+        quality: 1 for the model of the lowest rate, 2 for the next, ...; the middle one of several
+            if neither of the others is given.
 
     Raises:
-        CheckpointError: if there is no such model, or no telling which.
+        CheckpointError: if there is no such model.
     """
     if name is not None and Path(name).is_file():
         return Path(name)
-    folder = os.environ.get("HPCM_MODELS")
-    if folder is None:
-        raise CheckpointError(
-            f"--model: {name}: no such file"
-            if name
-            else "--model: name a model file, or set HPCM_MODELS to a folder of them"
-        )
-    models = models_in(folder)
+    own = os.environ.get("HPCM_MODELS")
+    models = models_in(BUNDLED if own is None else own)
+    place = "the bundled models are" if own is None else f"HPCM_MODELS={own} has"
+    listed = ", ".join(models) or "none"
     if name is not None:
         found = models.get(model_name(str(name)))
         if found is None:
-            raise CheckpointError(
-                f"--model: {name}: no such file, and HPCM_MODELS={folder} has "
-                f"{', '.join(models) or 'no models'}"
-            )
+            raise CheckpointError(f"--model: {name}: no such file, and {place} {listed}")
         return found
     if identity is not None:
         for path in models.values():
             if read_info(path).identity.startswith(identity.hex()):
                 return path
         raise CheckpointError(
-            f"HPCM_MODELS={folder} has no model {identity.hex()}; name its file with --model"
+            f"made by model {identity.hex()}, which is not here ({place} {listed}); name its file "
+            "with --model"
         )
-    if len(models) != 1:
+    # What names no λ, as some imported models do, has no place among the rates.
+    rates = {path: read_info(path).lmbda for path in models.values()}
+    by_rate = sorted((path for path in rates if rates[path] is not None), key=rates.__getitem__)
+    if quality is None and len(models) == 1:
+        return next(iter(models.values()))
+    if not by_rate:
+        raise CheckpointError(f"--model: name one ({place} {listed})")
+    if quality is None:
+        quality = (len(by_rate) + 1) // 2
+    if not 1 <= quality <= len(by_rate):
         raise CheckpointError(
-            f"--model: HPCM_MODELS={folder} has {len(models)} models; name one"
-            + (f" of {', '.join(models)}" if models else "")
+            f"--quality: {quality} is not one of 1 to {len(by_rate)}, as many as there are models"
         )
-    return next(iter(models.values()))
+    return by_rate[quality - 1]
 
 
 def _describe_model(info: ModelInfo) -> Iterator[tuple[str, str]]:
