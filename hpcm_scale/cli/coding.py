@@ -11,6 +11,9 @@ def encode(
     output: str | None = typer.Option(
         None, "-o", "--output", help="File, folder or -; beside each input by default."
     ),
+    quality: int | None = typer.Option(
+        None, "-q", "--quality", min=1, help="1 for the lowest rate there is a model for, 2, ..."
+    ),
     model: str | None = typer.Option(
         None, "-m", "--model", help="Model file, or its name in the folder HPCM_MODELS."
     ),
@@ -29,7 +32,7 @@ def encode(
     from hpcm_scale.codec.commands import encode_files
 
     device = checked_device(device, threads)
-    encode_files(inputs, output, model, device, bytes_of(memory), verify, verbose, fast)
+    encode_files(inputs, output, model, device, bytes_of(memory), verify, verbose, fast, quality)
 
 
 @app.command()

@@ -27,6 +27,7 @@ def export(
     shard_size: str = typer.Option(
         None, help="Bytes a file may hold, such as 5GB; more goes into shards with an index."
     ),
+    half: bool = typer.Option(False, "--half", help="Round to float16, for half of the size."),
     check: bool = typer.Option(
         True, help="Compare the model's validation loss with the run's before it is put in place."
     ),
@@ -41,7 +42,13 @@ def export(
     doing = "writing and comparing its validation loss (--no-check leaves it out)"
     with console.status(f"{target}: {doing if check else 'writing'}"):
         done = export_run(
-            run, target, step=checkpoint, weights=weights, shard_size=limit, check=check
+            run,
+            target,
+            step=checkpoint,
+            weights=weights,
+            shard_size=limit,
+            half=half,
+            check=check,
         )
     source = f"{done.checkpoint} ({'moving average' if done.weights == 'ema' else 'weights'})"
     _say_written(source, done.info, done.check)

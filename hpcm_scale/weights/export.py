@@ -18,8 +18,8 @@ from hpcm_scale.weights.pieces import EMA_FILES, ema_weights, master_weights
 
 TOLERANCE = 1e-4
 """Relative difference of validation losses: float32 sums in another order."""
-BF16_TOLERANCE = 1e-2
-"""Of a run that validated in bfloat16, whose weights have three digits."""
+ROUNDED_TOLERANCE = 1e-2
+"""Where one of the two had weights of 16 bits, which have three digits."""
 
 Weights = Literal["ema", "raw"]
 
@@ -42,6 +42,7 @@ def export_run(
     step: str | None = None,
     weights: Weights | None = None,
     shard_size: int | None = None,
+    half: bool = False,
     check: bool = True,
 ) -> Exported:
     """Write a checkpoint of a run as a model file.
@@ -50,7 +51,7 @@ def export_run(
     format, which unpickles: export only runs you trust.
 
     Args:
-        target: as `save_model` takes it, with `shard_size`.
+        target: as `save_model` takes it, with `shard_size` and `half`.
         step: the checkpoint's folder name, such as step-00000150; None for the newest whole one.
         weights: the moving average or what the optimizer updates; None for the average if the run
             keeps one, which is then what it validates.
@@ -89,7 +90,7 @@ def export_run(
 
     def check_model(path: Path) -> None:
         nonlocal outcome
-        outcome = _check(path, target, folder, record, row)
+        outcome = _check(path, target, folder, record, row, half)
 
     if check and averaged and weights == "raw":
         outcome = "not checked: the run validated its moving average"
@@ -109,13 +110,19 @@ def export_run(
             "git_commit": record["git_commit"],
         },
         shard_size=shard_size,
+        half=half,
         check=check_model if check and outcome == "not checked" else None,
     )
     return Exported(info, folder, weights, outcome)
 
 
 def _check(
-    path: Path, target: Path, folder: Path, record: dict[str, Any], row: dict[str, Any]
+    path: Path,
+    target: Path,
+    folder: Path,
+    record: dict[str, Any],
+    row: dict[str, Any],
+    half: bool,
 ) -> str:
     """Compare the validation loss of the model at `path` with the run's."""
     device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
@@ -127,14 +134,15 @@ def _check(
         loss = validate(network, data, objective, 0, 1)["loss"]
     except DataError as error:
         return f"not checked: {error}"
-    rounded = any(folder.glob("bf16_*"))
-    if not math.isclose(loss, row["loss"], rel_tol=BF16_TOLERANCE if rounded else TOLERANCE):
+    rounded = half or any(folder.glob("bf16_*"))
+    if not math.isclose(loss, row["loss"], rel_tol=ROUNDED_TOLERANCE if rounded else TOLERANCE):
         raise CheckpointError(
             f"{target}: not written: the exported model's validation loss is {loss:.6g}, that of "
             f"the run at {folder.name} is {row['loss']:.6g}; the data or the code have changed "
             "since, or the checkpoint is damaged (--no-check writes it all the same)"
         )
-    return f"validation loss {loss:.4f}, as in training"
+    seen = f" (training: {row['loss']:.4f})" if rounded else ", as in training"
+    return f"validation loss {loss:.4f}{seen}"
 
 
 def _validation(run_folder: Path, step: int) -> dict[str, Any] | None:

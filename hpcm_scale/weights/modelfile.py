@@ -1,6 +1,7 @@
 """The exported model: one safetensors file, or several and an index, that is the whole codec.
 
-Tensors: the network's parameters under their own names, in float32, and the frozen integer coding
+Tensors: the network's parameters under their own names, in float32 or, rounded to half of its
+size, float16, and the frozen integer coding
 tables under `coding.`. Metadata: format version, model configuration, λ, training record, hash of
 the tables, and the identity of it all, which bitstreams carry. Large models may be cut into
 `NAME-00001-of-00003.safetensors` and so on with `NAME.safetensors.index.json` in Hugging Face's
@@ -10,7 +11,7 @@ layout; the metadata are then in the index and in the first shard.
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,6 +76,7 @@ def save_model(
     lmbda: float | None = None,
     record: Mapping[str, Any] | None = None,
     shard_size: int | None = None,
+    half: bool = False,
     check: Callable[[Path], None] | None = None,
 ) -> ModelInfo:
     """Write a network's parameters as a model file, freezing its coding tables.
@@ -89,6 +91,7 @@ def save_model(
         record: what a reader should know of the training, as JSON values.
         shard_size: bytes of tensors a file may hold; a model of more is written as shards with an
             index beside them.
+        half: round the parameters to float16, which loading turns back into float32.
         check: called with the finished model before it replaces what is at `path`, which stays as
             it is if `check` raises.
 
@@ -104,10 +107,13 @@ def save_model(
         raise CheckpointError(f"{path}: does not end in {SUFFIX}, which model files do")
     shapes = parameter_shapes(model_config, str(path))
     _check_names(state_dict, shapes, model_config, str(path))
+    if half:
+        state_dict = _Rounded(state_dict)
     tables = build_tables(_values(state_dict, "z_prior.scale", shapes, str(path)).flatten())
     arrays = {TABLES_PREFIX + name: array for name, array in tables.arrays().items()}
     specs = {name: Spec(array.shape, array.dtype.name) for name, array in arrays.items()}
-    specs |= {name: Spec(shape, "float32") for name, shape in shapes.items()}
+    dtype = "float16" if half else "float32"
+    specs |= {name: Spec(shape, dtype) for name, shape in shapes.items()}
     metadata = {
         "format": FORMAT,
         "config": model_config.model_dump_json(),
@@ -130,7 +136,7 @@ def save_model(
                     else:
                         values = _values(state_dict, tensor, shapes, str(path))
                         hashes[tensor] = _hash(values)
-                        writer.write(tensor, values)
+                        writer.write(tensor, values.astype(dtype, copy=False))
         _check_exact(model_config, [folder / name for name in names], str(path))
         metadata["identity"] = _identity(metadata["config"], shapes, hashes, tables)
         rewrite_metadata(folder / names[0], shards[0], metadata)
@@ -187,7 +193,7 @@ def load_model(path: Path | str, device: torch.device | str = "cpu") -> LoadedMo
             metadata = stored.metadata() or {}
         info = _info(path, metadata)
         stored_tensors = _stored_tensors(path)
-    tensors = {n: t for n, t in stored_tensors.items() if not n.startswith(TABLES_PREFIX)}
+    tensors = _parameters(stored_tensors)
     arrays = {
         n.removeprefix(TABLES_PREFIX): t.numpy()
         for n, t in stored_tensors.items()
@@ -235,12 +241,36 @@ def _check_exact(config: ModelConfig, files: list[Path], source: str) -> None:
         tensors |= _stored_tensors(file)
     with init_empty_weights():
         network = build(config)
-    parameters = {n: t for n, t in tensors.items() if not n.startswith(TABLES_PREFIX)}
-    network.load_state_dict(parameters, assign=True)
+    network.load_state_dict(_parameters(tensors), assign=True)
     try:
         check_exact(network)
     except CheckpointError as error:
         raise CheckpointError(f"{source}: {error}") from None
+
+
+class _Rounded(Mapping[str, Tensor]):
+    """Parameters as float16 holds them."""
+
+    def __init__(self, parameters: Mapping[str, Tensor]) -> None:
+        self._parameters = parameters
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._parameters[name].half()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._parameters)
+
+    def __len__(self) -> int:
+        return len(self._parameters)
+
+
+def _parameters(stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The network's parameters among a file's tensors, in float32."""
+    return {
+        name: tensor.float() if tensor.dtype == torch.float16 else tensor
+        for name, tensor in stored.items()
+        if not name.startswith(TABLES_PREFIX)
+    }
 
 
 def parameter_shapes(config: ModelConfig, source: str) -> dict[str, tuple[int, ...]]:

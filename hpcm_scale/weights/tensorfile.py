@@ -17,7 +17,7 @@ from typing import Self
 
 import numpy as np
 
-_CODES = {"float32": "F32", "int32": "I32"}
+_CODES = {"float32": "F32", "float16": "F16", "int32": "I32"}
 """safetensors' names of the types that model files hold."""
 
 
@@ -27,11 +27,11 @@ class Spec:
 
     shape: tuple[int, ...]
     dtype: str
-    """float32 or int32."""
+    """float32, float16 or int32."""
 
     @property
     def nbytes(self) -> int:
-        return 4 * prod(self.shape)
+        return np.dtype(self.dtype).itemsize * prod(self.shape)
 
 
 class TensorWriter:

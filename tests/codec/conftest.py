@@ -12,7 +12,7 @@ from hpcm_scale.models.zoo import build, model_config
 from hpcm_scale.weights.modelfile import ModelInfo, save_model
 
 
-def save_tiny(path: Path, seed: int = 0, **overrides: object) -> ModelInfo:
+def save_tiny(path: Path, seed: int = 0, lmbda: float = 0.013, **overrides: object) -> ModelInfo:
     """Write a model file of Base's structure with 16 latent channels, randomly initialised."""
     fields = {
         "name": "tiny",
@@ -38,7 +38,7 @@ def save_tiny(path: Path, seed: int = 0, **overrides: object) -> ModelInfo:
             step.scale *= torch.linspace(0.5, 2, 3 * m).view(1, -1, 1, 1)
         network.z_prior.scale *= torch.linspace(0.3, 4, config.hyper_channels).view(1, -1, 1, 1)
         network.z_prior.mean += 0.3
-    return save_model(path, network.state_dict(), config, lmbda=0.013, record={"steps": 0})
+    return save_model(path, network.state_dict(), config, lmbda=lmbda, record={"steps": 0})
 
 
 def photo(height: int, width: int, seed: int = 0) -> np.ndarray:

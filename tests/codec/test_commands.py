@@ -9,6 +9,9 @@ import pytest
 from PIL import Image
 
 from hpcm_scale import cli
+from hpcm_scale.codec.commands import BUNDLED
+from hpcm_scale.weights.modelfile import models_in
+from tests.codec.conftest import save_tiny
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -152,7 +155,7 @@ def test_bad_input_is_one_line_exit_code_2_and_no_file(
     new = tmp_path / "out" / "x.hpcm"
     _refused(run("encode", picture, "-o", out, "-m", "tiny"), str(out), ".hpcm")
     _refused(run("encode", picture, "-o", new, "-m", "absent"), "absent", "other, tiny")
-    _refused(run("encode", picture, "-o", new), "--model", "other, tiny")
+    _refused(run("encode", picture, "-o", new, "-q", "3"), "--quality: 3", "1 to 2")
     _refused(run("encode", coded, "-o", new, "-m", "tiny"), str(coded), "is not an image")
     _refused(run("encode", picture, "-o", picture, "-m", "tiny"), "overwritten")
     _refused(run("encode", picture, picture, "-o", tmp_path, "-m", "tiny"), "written twice")
@@ -188,3 +191,34 @@ def test_a_failed_verification_leaves_no_file(
     coded = tmp_path / "a.hpcm"
     _refused(run("encode", picture, "-o", coded, "-m", "tiny", "--verify"), "damaged")
     assert not coded.exists()
+
+
+def test_the_quality_chooses_among_the_rates_there_are_models_for(
+    run: Run, picture: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "rates"
+    folder.mkdir()
+    for seed, lmbda in enumerate((0.05, 0.0018, 0.013)):
+        save_tiny(folder / f"{seed}.safetensors", seed=seed, lmbda=lmbda)
+    monkeypatch.setenv("HPCM_MODELS", str(folder))
+    for quality, lmbda in ((["-q", "1"], 0.0018), ([], 0.013), (["-q", "3"], 0.05)):
+        code, said, _ = run("encode", picture, "-o", tmp_path / "a.hpcm", *quality)
+        assert code == 0
+        assert f"model tiny-{lmbda:g}" in said
+        assert run("decode", tmp_path / "a.hpcm", "-o", tmp_path / "a.png")[0] == 0
+
+
+def test_pictures_are_coded_right_after_installation(
+    run: Run, picture: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("HPCM_MODELS")
+    files = []
+    for quality in ("1", "2", "3"):
+        coded = tmp_path / f"{quality}.hpcm"
+        code, said, error = run("encode", picture, "-o", coded, "-q", quality, "--verify")
+        assert code == 0, error
+        files.append(coded.stat().st_size)
+        assert run("decode", coded, "-o", tmp_path / "out.png")[0] == 0
+    assert files == sorted(files)
+    bundled = sum(path.stat().st_size for path in models_in(BUNDLED).values())
+    assert bundled < 8e6

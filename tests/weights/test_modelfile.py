@@ -92,6 +92,21 @@ def test_half_precision_parameters_are_stored_in_single(tmp_path: Path) -> None:
         assert torch.equal(tensor, state[name].float())
 
 
+def test_a_half_sized_file_is_the_codec_of_the_rounded_parameters(
+    path: Path, tmp_path: Path
+) -> None:
+    half = tmp_path / "half.safetensors"
+    written = save_model(half, _state(), CONFIG, lmbda=0.013, half=True)
+    parameters = sum(tensor.numel() for tensor in _state().values())
+    assert path.stat().st_size - half.stat().st_size == pytest.approx(2 * parameters, abs=500)
+    loaded = load_model(half)
+    rounded = {name: tensor.half().float() for name, tensor in _state().items()}
+    for name, tensor in loaded.network.state_dict().items():
+        assert torch.equal(tensor, rounded[name])
+    whole = tmp_path / "rounded.safetensors"
+    assert save_model(whole, rounded, CONFIG).identity == written.identity == loaded.info.identity
+
+
 def test_every_damaged_part_is_found(path: Path) -> None:
     whole = path.read_bytes()
     rng = np.random.default_rng(0)
@@ -246,8 +261,8 @@ def test_a_model_that_fails_its_check_leaves_what_was_there(path: Path) -> None:
 
 def test_parameters_in_another_type_are_refused(path: Path) -> None:
     with safe_open(path, "pt") as stored:
-        halved = stored.get_tensor("g_a.0.0.bias").half()
-    _rewrite(path, {"g_a.0.0.bias": halved})
+        other = stored.get_tensor("g_a.0.0.bias").bfloat16()
+    _rewrite(path, {"g_a.0.0.bias": other})
     with pytest.raises(CheckpointError, match=r"g_a\.0\.0\.bias is not in float32"):
         load_model(path)
 
