@@ -158,7 +158,7 @@ class Product:
         """The product of `rows` (R, K), float32 or float64."""
         if operand.dtype != torch.int8:
             return torch.addmm(self._bias, rows.double(), operand)
-        return torch.addcmul(self._bias, _in_bytes(rows, operand), self._unit)
+        return _in_bytes(rows, operand).mul_(self._unit).add_(self._bias)
 
 
 def _in_bytes(rows: Tensor, digits: Tensor) -> Tensor:
@@ -180,14 +180,15 @@ def _in_bytes(rows: Tensor, digits: Tensor) -> Tensor:
     high = torch.add(rest.new_tensor(0.5), rest, alpha=1 / BYTE).floor_()
     pair[:, :k] = high
     pair[:, k:] = torch.sub(rest, high, alpha=BYTE)
+    # In place where it can be: fresh memory costs more than the arithmetic.
     # high·high, then high·low + low·high (of which the former weighs double), then low·low.
     out = torch._int_mm(pair[:, :k], high_weights).double()
-    out = torch.add(torch._int_mm(pair, digits[: 2 * k]), out, alpha=BYTE)
-    out = torch.add(torch._int_mm(pair[:, k:], low_weights), out, alpha=DIGIT)
+    out = torch._int_mm(pair, digits[: 2 * k]).double().add_(out, alpha=BYTE)
+    out = torch._int_mm(pair[:, k:], low_weights).double().add_(out, alpha=DIGIT)
     if wide is not None:
         top = top.to(torch.int8)
         more = torch._int_mm(top, high_weights[wide]).double()
-        more = torch.add(torch._int_mm(top, low_weights[wide]), more, alpha=DIGIT)
+        more = torch._int_mm(top, low_weights[wide]).double().add_(more, alpha=DIGIT)
         out.add_(more, alpha=TOP)
     return out
 
