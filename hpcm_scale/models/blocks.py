@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx
 
-from hpcm_scale.models.linear import SLOPE, activated, added, linear, product
+from hpcm_scale.models.linear import SLOPE, activated, added, linear, product, weight_gradient
 
 
 class Conv1x1(nn.Conv2d):
@@ -98,12 +98,12 @@ class _ResidualPair(torch.autograd.Function):
         grad_w1, grad_w2 = torch.zeros_like(w1.flatten(1)), torch.zeros_like(w2.flatten(1))
         for part, t in zip(_parts(h), hidden, strict=True):
             g = grad[part]
-            grad_w2 += product(g.t(), t.t())
+            grad_w2 += weight_gradient(g, t)
             # The slope is positive, so the sign of the result is that of what went in.
             through = torch.ops.aten.leaky_relu_backward(
                 product(g, w2.flatten(1).t()), t, SLOPE, True
             )
-            grad_w1 += product(through.t(), h[part].t())
+            grad_w1 += weight_gradient(through, h[part])
             grad_b1 += through.sum(0)
             grad_h[part] = product(through, w1.flatten(1).t())
         return grad, grad_h, grad_w1.view_as(w1), grad_b1, grad_w2.view_as(w2), grad.sum(0)
