@@ -22,7 +22,7 @@ from hpcm_scale.errors import RunError
 from hpcm_scale.models.bench import sgemm_rate
 from hpcm_scale.models.complexity import count_flops
 from hpcm_scale.models.zoo import build, model_config
-from hpcm_scale.training.memory import FRAMEWORK_CPU, GIB, MIB, Spread, rank_memory
+from hpcm_scale.training.memory import GIB, MIB, Spread, rank_memory
 
 WARM_UP = 2
 """Steps before the measured ones: the second has all optimizer state and DeepSpeed's trace."""
@@ -295,22 +295,25 @@ def predicted(case: Case) -> float:
     return memory.device + memory.host
 
 
-def measure(case: Case, steps: int = 4, threads: int = 1) -> int:
-    """Bytes at most in one process of a case, after so many steps."""
+def measure(case: Case, steps: int = 4, threads: int = 1) -> tuple[int, int]:
+    """Bytes of a process of a case that has joined the job, and at most in so many steps."""
     with working(case, threads) as workers:
         for _ in range(steps):
             workers.step()
-        return workers.memory()[1]
+        return workers.memory()
 
 
 def measure_memory(
     cells: Iterable[tuple[float, str, int, bool]] = MEASURED, batch: int = 4
 ) -> Table:
-    """Predicted and measured peaks of real runs of Base, in fp32 on this machine's CPU."""
+    """Predicted and measured peaks of real runs of Base, in fp32 on this machine's CPU.
+
+    The base process has imported everything and joined the job, and built nothing.
+    """
     table = Table(title=f"memory of a rank, base, steps of {batch} crops of 256²")
     for name in ("width", "deepspeed", "ranks", "recomputed"):
         table.add_column(name)
-    for name in ("predicted MiB", "measured MiB", "difference", "without framework"):
+    for name in ("predicted MiB", "measured MiB", "difference", "over base process"):
         table.add_column(name, justify="right")
     for width, stage, ranks, checkpointing in cells:
         one = case(
@@ -321,8 +324,7 @@ def measure_memory(
             batch=batch,
             ranks=ranks,
         )
-        real, said = measure(one), predicted(one)
-        base = FRAMEWORK_CPU[int(stage[-1])]
+        (base, real), said = measure(one), predicted(one)
         table.add_row(
             f"{width:g}",
             stage,

@@ -38,11 +38,11 @@ ALL_REDUCE_ELEMENTS = 500_000_000
 """Gradients that DeepSpeed's stage 0 copies together to reduce them."""
 HEAP_BOUNDARY = 32 * MIB
 """Blocks from here on are mapped one by one and go back when freed; glibc's heap has the others."""
-HEAP_WASTE, HEAP_CHURN = 0.1, 1.4
-"""What that heap holds over what is alive in it: a share of all, and of what the passes free again
-(its kept part lies in between). Measured for Base at widths 0.1 and 0.25: a step held 1.9 times
-its live blocks with checkpointing, 1.1 times without. A fixed M_MMAP_THRESHOLD of 256 KiB to 4 MiB
-saves most of that and costs 15 to 70 % of the speed."""
+HEAP_WASTE, HEAP_CHURN = 0.05, 1.0
+"""What that heap holds over what is alive in it, as shares of all and of what the passes free:
+blocks of all sizes leave gaps. Measured with FRAMEWORK_CPU, for Base at widths 0.1 to 0.5; with
+checkpointing the heap still grows by a tenth over the first ten steps. A fixed M_MMAP_THRESHOLD of
+256 KiB to 4 MiB gives most of it back and costs 15 to 70 % of the speed."""
 
 
 class _Account(TorchDispatchMode):
