@@ -52,10 +52,16 @@ def test_one_process_micro_batches_and_stage_0_give_the_losses_of_two_ranks(
     two_ranks, dataset, tmp_path
 ):
     changes = ["micro_batch=1", "deepspeed=zero0", "checkpoint_activations=false"]
+    changes += ["steps=null", "images=11", f"data.val_also=[{dataset}]", "profile=[1, 1]"]
     done = launch(tmp_path, dataset, 1, *changes)
     assert done.returncode == 0, done.stdout + done.stderr
     expected = [row["loss"] for row in rows(two_ranks, "train")]
     assert [row["loss"] for row in rows(tmp_path, "train")] == pytest.approx(expected, rel=1e-5)
+    # the split once more, as a set of its own
+    (first,), (again,) = rows(tmp_path, "val"), rows(tmp_path, "val-shards")
+    assert again["loss"] == first["loss"]
+    trace = json.loads((tmp_path / "small" / "profile" / "steps-1-1.json").read_text())
+    assert any("_linear" in event.get("name", "") for event in trace["traceEvents"])
 
 
 def test_the_exported_model_has_the_checkpoints_validation_loss_and_codes_pictures(

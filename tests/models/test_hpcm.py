@@ -99,13 +99,23 @@ def test_gradients_reach_every_parameter(checkpointing):
 def test_checkpointing_changes_no_gradient():
     gradients = []
     x = torch.rand(1, 3, 256, 256, dtype=torch.float64)
-    for checkpointing in (False, True):
+    for every in (False, True, 3):
         network = small()
-        network.checkpoint_activations(checkpointing)
+        network.checkpoint_activations(every)
         output = network(x)
         (output.bits.sum() + output.x_hat.square().sum()).backward()
         gradients.append([p.grad for p in network.parameters()])
-    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
+    for other in gradients[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(gradients[0], other, strict=True))
+
+
+def test_the_bit_map_adds_up_to_the_bits_of_y():
+    network = small().eval()
+    with torch.no_grad():
+        output = network(torch.rand(2, 3, 256, 512, dtype=torch.float64), with_map=True)
+    assert output.bit_map.shape == (2, 16, 32)
+    expected = output.bits[:, :-1].sum(1)
+    assert torch.allclose(output.bit_map.flatten(1).sum(1), expected, rtol=1e-9)
 
 
 def test_a_batch_is_its_images():
