@@ -12,6 +12,7 @@ import torch
 from deepspeed.accelerator import get_accelerator
 from deepspeed.runtime.engine import DeepSpeedEngine
 
+from hpcm_scale.cluster.locks import drop_stale_locks
 from hpcm_scale.config import ModelConfig, RunConfig, configs_folder
 from hpcm_scale.errors import ConfigError
 from hpcm_scale.models.blocks import PConvRB
@@ -43,6 +44,8 @@ def init_distributed(timeout: float) -> tuple[int, int]:
         # The deepspeed launcher says LOCAL_SIZE, torchrun LOCAL_WORLD_SIZE.
         ranks = os.environ.get("LOCAL_SIZE") or os.environ.get("LOCAL_WORLD_SIZE") or "1"
         torch.set_num_threads(max(1, cores // int(ranks)))
+    if os.environ["LOCAL_RANK"] == "0":
+        drop_stale_locks()
     # DeepSpeed 0.19 calls collectives by names that torch 2.13 renamed, and warns at each.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
     deepspeed.init_distributed(

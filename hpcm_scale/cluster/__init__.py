@@ -1,0 +1,1 @@
+"""Many hosts: which are there, whether they suit each other, and which can go on together."""
