@@ -1,10 +1,26 @@
 """Verbs of the scaling-law harness."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import typer
+from rich.console import Console
 
 from hpcm_scale.cli.program import app, console
+
+if TYPE_CHECKING:
+    from hpcm_scale.config import LadderConfig
+    from hpcm_scale.scaling.ladder import LadderRun
+
+ladder = typer.Typer(help="Plan, launch and follow the runs that a scaling law is fitted to.")
+app.add_typer(ladder, name="ladder")
+
+LADDER = typer.Argument(help="A ladder: configs/ladders/*.yaml.")
+SET = typer.Option(None, "--set", metavar="KEY=VALUE", help="Over the file; may be repeated.")
+ONLY = typer.Option(None, help="A run's name, or a pattern such as 'w0.1-*'; may be repeated.")
+RANKS = typer.Option(1, min=1, help="Processes, or GPUs, of each run.")
+JOBS = typer.Option(1, min=1, help="Runs at once; each gets its share of the cores or GPUs.")
+LONGEST = typer.Option(False, "--longest-first", help="Fills --jobs better than smallest first.")
 
 
 @app.command()
@@ -37,3 +53,103 @@ def fit(
         console.print(piece)
     written = report.write_report(result, out)
     console.print(f"{out / 'report.html'} and {len(written) - 1} files beside it", highlight=False)
+
+
+@ladder.command("plan")
+def plan_ladder(
+    path: Path = LADDER,
+    only: list[str] = ONLY,
+    ranks: int = RANKS,
+    jobs: int = JOBS,
+    longest_first: bool = LONGEST,
+    probe: bool = typer.Option(True, help="Measure a few steps of each network not yet measured."),
+    changes: list[str] = SET,
+) -> None:
+    """List every run: parameters, arithmetic, learning rate, predicted time and memory.
+
+    What was measured is kept in OUT/ladder/probe.json; delete it to measure again.
+    """
+    from hpcm_scale.scaling.ladder_plan import costs, in_order, table
+
+    runs = in_order(_runs(path, changes, only)[1], longest_first)
+    with console.status("measuring") as shown:
+        known = costs(runs, ranks, jobs, probe, shown.update)
+    _print(table(runs, known, ranks, jobs))
+
+
+@ladder.command("run")
+def run_ladder(
+    path: Path = LADDER,
+    only: list[str] = ONLY,
+    ranks: int = RANKS,
+    jobs: int = JOBS,
+    longest_first: bool = LONGEST,
+    slurm: bool = typer.Option(False, "--slurm", help="Print a SLURM array script instead."),
+    changes: list[str] = SET,
+) -> None:
+    """Train what is not done, smallest first; go on where a run was broken off.
+
+    A run that fails is reported, at the end too, and the others go on: exit code 1. Ctrl-C or
+    SIGTERM lets the runs save and stop: exit code 75; the same command continues.
+    """
+    from hpcm_scale.scaling.ladder import status
+    from hpcm_scale.scaling.ladder_plan import in_order
+    from hpcm_scale.scaling.ladder_run import Launcher
+    from hpcm_scale.scaling.ladder_run import slurm as script
+
+    config, runs = _runs(path, changes, only)
+    runs = in_order(runs, longest_first)
+    left = [run for run in runs if status(run).state != "done"]
+    if slurm and left:
+        print(script(config, path, changes or [], left, ranks, jobs), end="")  # noqa: T201
+        return
+    _say(f"{config.name}: {len(runs)} runs, {len(runs) - len(left)} done")
+    launcher = Launcher(left, ranks, jobs, _say)
+    code = launcher.run()
+    for name, reason in launcher.failed.items():
+        _say(f"failed: {name}: {reason}")
+    raise typer.Exit(code)
+
+
+@ladder.command("status")
+def ladder_status(path: Path = LADDER, only: list[str] = ONLY, changes: list[str] = SET) -> None:
+    """Where each run stands: state, step, losses, time taken and left."""
+    from hpcm_scale.scaling.ladder_table import table
+
+    _print(table(_runs(path, changes, only)[1]))
+
+
+@ladder.command("records")
+def ladder_records(
+    path: Path = LADDER,
+    target: Path = typer.Argument(help="Folder to copy to; `hpcm-scale fit` reads it."),
+    only: list[str] = ONLY,
+    changes: list[str] = SET,
+) -> None:
+    """Copy run.json and thinned metrics of finished runs: what fits read, without weights."""
+    from hpcm_scale.scaling.ladder import copy_records
+
+    written, left = copy_records(_runs(path, changes, only)[1], target)
+    size = sum(file.stat().st_size for folder in written for file in folder.iterdir())
+    _say(f"{len(written)} runs -> {target}  {size / 1e6:.2f} MB")
+    if left:
+        _say(f"not done: {', '.join(left)}")
+
+
+def _runs(
+    path: Path, changes: list[str] | None, only: list[str] | None
+) -> "tuple[LadderConfig, list[LadderRun]]":
+    from hpcm_scale.config import load_ladder
+    from hpcm_scale.scaling.ladder import chosen, ladder_runs
+
+    config = load_ladder(path, changes)
+    return config, chosen(ladder_runs(config), only)
+
+
+def _say(text: str) -> None:
+    console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+def _print(table: object) -> None:
+    """A table with no figure cut short: a narrow terminal wraps its lines instead."""
+    Console(width=max(console.width, 132), highlight=False).print(table)

@@ -5,6 +5,7 @@ value and rule.
 """
 
 from hpcm_scale.config.data import DataConfig
+from hpcm_scale.config.ladder import ArmsConfig, LadderConfig, RateRule, SizeConfig, load_ladder
 from hpcm_scale.config.model import CHARM_SLICES, ModelConfig, SharedNetConfig, latent_multiple
 from hpcm_scale.config.run import (
     CheckpointConfig,
@@ -19,19 +20,24 @@ from hpcm_scale.config.strict import Positive, StrictModel, configs_folder, pars
 
 __all__ = [
     "CHARM_SLICES",
+    "ArmsConfig",
     "CheckpointConfig",
     "DataConfig",
     "GuardConfig",
+    "LadderConfig",
     "LossConfig",
     "ModelChoice",
     "ModelConfig",
     "OptimizerConfig",
     "Positive",
+    "RateRule",
     "RunConfig",
     "SharedNetConfig",
+    "SizeConfig",
     "StrictModel",
     "configs_folder",
     "latent_multiple",
+    "load_ladder",
     "load_run",
     "parse",
     "read_yaml",

@@ -4,12 +4,10 @@ import math
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-import yaml
 from pydantic import Field, model_validator
 
 from hpcm_scale.config.data import DataConfig
-from hpcm_scale.config.strict import Count, Positive, StrictModel, parse, read_yaml
-from hpcm_scale.errors import ConfigError
+from hpcm_scale.config.strict import Count, Positive, StrictModel, parse, read_changed
 
 
 class ModelChoice(StrictModel):
@@ -190,19 +188,4 @@ def load_run(path: Path | str, changes: list[str] | None = None) -> RunConfig:
     Raises:
         ConfigError: naming file, field, value and rule.
     """
-    values = read_yaml(path)
-    for change in changes or []:
-        key, equals, text = change.partition("=")
-        if not equals or not key:
-            raise ConfigError(f"--set {change}: is not key=value")
-        section = values
-        *parents, last = key.split(".")
-        for parent in parents:
-            section = section.setdefault(parent, {})
-            if not isinstance(section, dict):
-                raise ConfigError(f"--set {change}: {parent} is a value, not a section")
-        try:
-            section[last] = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise ConfigError(f"--set {change}: {error}") from None
-    return parse(RunConfig, values, str(path))
+    return parse(RunConfig, read_changed(path, changes), str(path))

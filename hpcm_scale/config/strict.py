@@ -69,6 +69,40 @@ def read_yaml(path: Path | str) -> dict[str, Any]:
     return values
 
 
+def set_dotted(values: dict[str, Any], key: str, value: Any, source: str) -> None:
+    """Put `value` at the dotted `key` of nested mappings, making those that are missing.
+
+    Raises:
+        ConfigError: naming `source`, if a part of the key is a value and not a section.
+    """
+    section = values
+    *parents, last = key.split(".")
+    for parent in parents:
+        section = section.setdefault(parent, {})
+        if not isinstance(section, dict):
+            raise ConfigError(f"{source}: {parent} is a value, not a section")
+    section[last] = value
+
+
+def read_changed(path: Path | str, changes: list[str] | None) -> dict[str, Any]:
+    """The mapping in a YAML file with `section.key=value` over it, values read as YAML.
+
+    Raises:
+        ConfigError: for a file or a change that cannot be read.
+    """
+    values = read_yaml(path)
+    for change in changes or []:
+        key, equals, text = change.partition("=")
+        if not equals or not key:
+            raise ConfigError(f"--set {change}: is not key=value")
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"--set {change}: {error}") from None
+        set_dotted(values, key, value, f"--set {change}")
+    return values
+
+
 def configs_folder(kind: str) -> Path:
     """The folder configs/<kind>: beside the package in a checkout, inside it in a wheel."""
     package = Path(__file__).parent.parent

@@ -29,7 +29,7 @@ class Run:
     distortion: str
     seed: int
     family: tuple[str, ...]
-    """Values of FAMILY_FIELDS in the run's model config, "" where it has none."""
+    """Values of FAMILY_FIELDS in the network's config, "" where it has none."""
     parameters: dict[str, int]
     """Parameters in all and by part: SIZE_PARTS."""
     train_flops_per_image: float
@@ -147,7 +147,9 @@ def read_run(folder: Path | str) -> Run:
         parameters[part] = int(_field(record, path, f"parameters.{part}", int))
         if part == "total" and parameters[part] <= 0:
             raise RunError(f"{path}: parameters.total: {parameters[part]} is not above 0")
-    model = _field(record, path, "config.model", dict)
+    # The network as built; config.model has the dials and overrides that led to it.
+    where = "model" if "model" in record else "config.model"
+    model = _field(record, path, where, dict)
     metrics = folder / "metrics.jsonl"
     rows, notes = _validation_rows(metrics)
     if not rows:

@@ -1,0 +1,229 @@
+"""The configuration of a ladder: runs of one family that a scaling law is fitted to."""
+
+from copy import deepcopy
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from hpcm_scale.config.run import RunConfig
+from hpcm_scale.config.strict import (
+    Count,
+    Positive,
+    StrictModel,
+    parse,
+    read_changed,
+    set_dotted,
+)
+from hpcm_scale.errors import ConfigError
+
+Above0 = Annotated[float, Field(gt=0)]
+
+DECIDED = {
+    "name": "sizes, lambdas, seeds and arms",
+    "out": "out",
+    "seed": "seeds",
+    "model": "variant and sizes",
+    "steps": "images or flops",
+    "images": "images",
+    "flops": "flops",
+    "loss.lmbda": "lambdas",
+    "optimizer.lr": "rate or a size's lr",
+}
+"""Fields of a run that `run` may not hold, and what of the ladder decides them."""
+FIXED_IN_ARMS = ("name", "out", "seed", "steps", "images", "flops")
+
+
+class SizeConfig(StrictModel):
+    """One rung: a network, and what is its own."""
+
+    width: float = Field(gt=0)
+    """Multiplies every channel count of the variant."""
+    depth: float = Field(1.0, gt=0)
+    """Multiplies the number of residual blocks of every part that has any."""
+    seeds: tuple[Count, ...] | None = Field(None, min_length=1)
+    """Seeds of this size; the ladder's if not given."""
+    lr: float | None = Field(None, gt=0)
+    """Its peak learning rate, instead of the rule's."""
+
+    @property
+    def label(self) -> str:
+        """What runs of this size are called."""
+        return f"w{self.width:g}" + ("" if self.depth == 1 else f"-d{self.depth:g}")
+
+
+class RateRule(StrictModel):
+    """The peak learning rate of a size: lr · (by / at)^power, at most `most`."""
+
+    by: Literal["width", "parameters"] = "width"
+    """What the power is taken of: the width dial, or the number of parameters."""
+    at: float = Field(gt=0)
+    """The value of `by` that `lr` was found for."""
+    lr: float = Field(gt=0)
+    """The learning rate there."""
+    power: float
+    """0 for one rate at all sizes; -1 with the width is that of arXiv 2203.03466."""
+    most: float | None = Field(None, gt=0)
+    """No size gets more than this."""
+    source: str = Field(min_length=1)
+    """Where rate and power come from: a paper, or a sweep and what it found."""
+
+    def rate(self, value: float) -> float:
+        """The rate for a value of `by`, to three digits."""
+        lr = self.lr * (value / self.at) ** self.power
+        return float(f"{min(lr, self.most or lr):.3g}")
+
+
+class ArmsConfig(StrictModel):
+    """Variants of one size that are compared at the ladder's longest length, seed by seed."""
+
+    width: float = Field(gt=0)
+    """The size's width: one of `sizes`."""
+    depth: float = Field(1.0, gt=0)
+    """The size's depth."""
+    seeds: tuple[Count, ...] = Field((1, 2, 3), min_length=1)
+    """Seeds of every arm; the unchanged size is trained with them too."""
+    lmbda: float | None = Field(None, gt=0)
+    """The λ they are compared at; the ladder's first if not given."""
+    changes: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+$")], dict[str, Any]] = Field(
+        min_length=1
+    )
+    """Name of an arm -> dotted field of the run -> value:
+    `psi: {model.overrides.fusion: psi}`."""
+
+
+class LadderConfig(StrictModel):
+    """Sizes × λ × seeds × lengths, and arms beside them; each is one training run."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9._-]+$")
+    """What the ladder is called, in a queue for example."""
+    out: Path
+    """Folder of the run folders; logs and measured costs go to `out`/ladder."""
+    variant: str = "base"
+    """The family: a name in configs/models, or the path of such a file."""
+    sizes: tuple[SizeConfig, ...] = Field(min_length=1)
+    """Its rungs."""
+    lambdas: tuple[Above0, ...] = Field((0.013,), min_length=1)
+    """λ of distortion + rate."""
+    seeds: tuple[Count, ...] = Field((1,), min_length=1)
+    """Of the sizes that do not give their own."""
+    images: tuple[Positive, ...] | None = Field(None, min_length=1)
+    """Lengths in crops. One of images and flops must be given."""
+    flops: tuple[Above0, ...] | None = Field(None, min_length=1)
+    """Lengths in counted training FLOPs."""
+    branch: bool = True
+    """Of several lengths only the longest is trained whole, where the learning rate is constant
+    up to its decay: the shorter ones go on from its checkpoint where theirs begins (arXiv
+    2405.18392)."""
+    rate: RateRule | None = None
+    """The learning rate of sizes that do not give theirs."""
+    arms: ArmsConfig | None = None
+    """Variants of one size."""
+    run: dict[str, Any]
+    """All else of a run, as in configs/runs."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if (self.images is None) == (self.flops is None):
+            given = "none" if self.images is None else "both"
+            raise ValueError(f"images: give one of images and flops, not {given}")
+        self._differ("sizes", [size.label for size in self.sizes])
+        for field in ("lambdas", "seeds", "images", "flops"):
+            self._differ(field, getattr(self, field) or ())
+        for size in self.sizes:
+            self._differ(f"sizes.{size.label}.seeds", size.seeds or ())
+            if size.lr is None and self.rate is None:
+                raise ValueError(f"rate: is missing, and size {size.label} has no lr of its own")
+        for key, decided_by in DECIDED.items():
+            section = self.run
+            for part in key.split("."):
+                section = section.get(part) if isinstance(section, dict) else None
+            if section is not None:
+                raise ValueError(f"run.{key}: {section!r} is decided by the ladder's {decided_by}")
+        if self.arms:
+            self._arms_fit(self.arms)
+        return self
+
+    @staticmethod
+    def _differ(field: str, values: Any) -> None:
+        for value in values:
+            if list(values).count(value) > 1:
+                raise ValueError(f"{field}: {value} is there twice")
+
+    def _arms_fit(self, arms: ArmsConfig) -> None:
+        self._differ("arms.seeds", arms.seeds)
+        if self.size_of_arms is None:
+            labels = ", ".join(size.label for size in self.sizes)
+            wanted = SizeConfig(width=arms.width, depth=arms.depth).label
+            raise ValueError(f"arms.width: {wanted} is not one of the sizes {labels}")
+        if arms.lmbda is not None and arms.lmbda not in self.lambdas:
+            raise ValueError(f"arms.lmbda: {arms.lmbda} is not one of the lambdas")
+        for name, changes in arms.changes.items():
+            for key in changes:
+                if key in FIXED_IN_ARMS:
+                    raise ValueError(f"arms.changes.{name}.{key}: arms may not change it")
+
+    @property
+    def size_of_arms(self) -> SizeConfig | None:
+        """The rung that the arms are variants of."""
+        arms = self.arms
+        found = [s for s in self.sizes if arms and (s.width, s.depth) == (arms.width, arms.depth)]
+        return found[0] if found else None
+
+    def run_config(
+        self,
+        name: str,
+        size: SizeConfig,
+        *,
+        lmbda: float,
+        seed: int,
+        lr: float,
+        length: float,
+        changes: dict[str, Any] | None = None,
+    ) -> RunConfig:
+        """One run of the ladder.
+
+        Args:
+            length: crops, or FLOPs where the ladder gives those.
+            changes: an arm's.
+
+        Raises:
+            ConfigError: naming the field of the run that does not do.
+        """
+        values = deepcopy(self.run)
+        source = f"{self.name}: run"
+        ours = {
+            "name": name,
+            "out": str(self.out),
+            "seed": seed,
+            "model": {"variant": self.variant, "width": size.width, "depth": size.depth},
+            "loss.lmbda": lmbda,
+            "optimizer.lr": lr,
+            "flops" if self.images is None else "images": length,
+        }
+        for key, value in (ours | (changes or {})).items():
+            set_dotted(values, key, value, source)
+        return parse(RunConfig, values, source)
+
+
+def load_ladder(path: Path | str, changes: list[str] | None = None) -> LadderConfig:
+    """A ladder's configuration, its template of a run checked.
+
+    Args:
+        path: a YAML file.
+        changes: `section.key=value` over it, values read as YAML.
+
+    Raises:
+        ConfigError: naming file, field, value and rule.
+    """
+    ladder = parse(LadderConfig, read_changed(path, changes), str(path))
+    arms = ladder.arms.changes if ladder.arms else {}
+    try:
+        for name, change in ({"": {}} | arms).items():
+            ladder.run_config(
+                name or "run", ladder.sizes[0], lmbda=1, seed=0, lr=1, length=1, changes=change
+            )
+    except ConfigError as error:
+        where = f"arm {name}: " if name else ""
+        raise ConfigError(f"{path}: {where}{str(error).removeprefix(ladder.name + ': ')}") from None
+    return ladder
