@@ -11,6 +11,7 @@ import socket
 import sys
 import threading
 import time
+from contextlib import suppress
 from datetime import timedelta
 
 import torch
@@ -49,8 +50,11 @@ class Watchdog:
             wait_for_workers=False,
             timeout=timedelta(seconds=silence),
         )
+        self._answered = time.monotonic()
+        """When the store last did."""
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
         self._thread.start()
+        threading.Thread(target=self._listen, name="watchdog-store", daemon=True).start()
 
     def at(self, where: str) -> None:
         """The main thread has come to `where`, such as "step 41"."""
@@ -59,7 +63,7 @@ class Watchdog:
     def close(self) -> None:
         """The work is done; whoever is still at it is not waited for."""
         self._ended.set()
-        self._thread.join()
+        self._thread.join(self.silence)
 
     def _watch(self) -> None:
         changed: dict[int, tuple[str, float]] = {}
@@ -79,11 +83,19 @@ class Watchdog:
                         self._store.set("pulse/verdict", verdict)
                 if self._store.check(["pulse/verdict"]):
                     self._give_up(self._store.get("pulse/verdict").decode())
+                self._answered = time.monotonic()
             self._store.set(f"pulse/{self.rank}", "ended")
         except (DistError, RuntimeError) as error:
             if not self._ended.is_set():
                 reason = str(error).splitlines()[0][:120]
                 self._give_up(f"rank 0, which keeps the job's store, cannot be reached ({reason})")
+
+    def _listen(self) -> None:
+        """Notice that the store is silent: over a cut cable its calls neither return nor fail."""
+        while not self._ended.wait(INTERVAL):
+            quiet = time.monotonic() - self._answered
+            if quiet > self.silence:
+                self._give_up(f"rank 0, which keeps the job's store, is silent for {quiet:.0f} s")
 
     def _judge(
         self, changed: dict[int, tuple[str, float]], moved: dict[int, tuple[str, float]]
@@ -115,11 +127,12 @@ class Watchdog:
         return None
 
     def _give_up(self, verdict: str) -> None:
-        sys.stderr.write(
-            f"train: rank {self.rank}: the job is lost: {verdict}; "
-            "start it again with --resume auto\n"
-        )
-        sys.stderr.flush()
+        with suppress(OSError):  # the connection that the message goes through may be the cut one
+            sys.stderr.write(
+                f"train: rank {self.rank}: the job is lost: {verdict}; "
+                "start it again with --resume auto\n"
+            )
+            sys.stderr.flush()
         if self.rank == 0:
             time.sleep(3 * INTERVAL)  # the store goes with this process; let the others read it
         os._exit(JOB_LOST)  # the main thread may be inside a collective that never ends
