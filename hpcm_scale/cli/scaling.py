@@ -119,6 +119,19 @@ def ladder_status(path: Path = LADDER, only: list[str] = ONLY, changes: list[str
     _print(table(_runs(path, changes, only)[1]))
 
 
+@ladder.command("compare")
+def compare_arms(
+    path: Path = LADDER,
+    records: Path = typer.Option(None, help="Copied records [default: the runs themselves]."),
+    confidence: float = typer.Option(0.95, min=0.5, max=0.999, help="Level of the intervals."),
+    changes: list[str] = SET,
+) -> None:
+    """Compare the arms of a ladder with the size they change, seed by seed."""
+    from hpcm_scale.scaling.ladder_table import compared
+
+    _print(compared(_runs(path, changes, None)[1], records, confidence))
+
+
 @ladder.command("records")
 def ladder_records(
     path: Path = LADDER,

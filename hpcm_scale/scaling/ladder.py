@@ -49,6 +49,8 @@ class LadderRun:
     """The run from whose checkpoint this one goes on."""
     branch_step: int = 0
     """The step of that checkpoint."""
+    arm: str | None = None
+    """The arm it belongs to: "" is the unchanged size; None where the ladder compares none."""
 
     @property
     def name(self) -> str:
@@ -98,23 +100,32 @@ def ladder_runs(ladder: LadderConfig) -> list[LadderRun]:
     runs: dict[str, LadderRun] = {}
     lengths = tuple(sorted(ladder.images or ladder.flops or ()))
 
-    def add(size: SizeConfig, lmbda: float, seed: int, arm: str, of: Sequence[float]) -> None:
+    def add(
+        size: SizeConfig,
+        lmbda: float,
+        seed: int,
+        of: Sequence[float],
+        arm: str = "",
+        compared: bool = False,
+    ) -> None:
         group = [_run(ladder, size, lmbda, seed, arm, length) for length in of]
         constant = group[-1].config.optimizer.schedule == "constant"
         if ladder.branch and constant and len(group) > 1:
             group = _branched(group)
         for run in reversed(group):
             runs.setdefault(run.name, run)
+        if compared:
+            runs[group[-1].name] = replace(runs[group[-1].name], arm=arm)
 
     for size in ladder.sizes:
         for lmbda in ladder.lambdas:
             for seed in size.seeds or ladder.seeds:
-                add(size, lmbda, seed, "", lengths)
+                add(size, lmbda, seed, lengths)
     if arms := ladder.arms:
         for arm in ("", *arms.changes):
             for seed in arms.seeds:
                 lmbda = arms.lmbda or ladder.lambdas[0]
-                add(ladder.size_of_arms, lmbda, seed, arm, lengths[-1:])
+                add(ladder.size_of_arms, lmbda, seed, lengths[-1:], arm, compared=True)
     return list(runs.values())
 
 

@@ -24,7 +24,8 @@ from hpcm_scale.errors import INTERRUPTED, ConfigError
 from hpcm_scale.scaling.ladder import copy_records, ladder_runs, status, thinned
 from hpcm_scale.scaling.ladder_plan import Cost, in_order, makespan
 from hpcm_scale.scaling.ladder_run import Launcher
-from hpcm_scale.scaling.records import read_runs
+from hpcm_scale.scaling.ladder_table import difference
+from hpcm_scale.scaling.records import families, read_runs
 from hpcm_scale.training.schedule import learning_rate
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "ladders"
@@ -33,11 +34,11 @@ LADDER = """
 name: tiny
 out: runs/tiny
 sizes: [{width: 0.025, seeds: [1, 2]}, {width: 0.05}]
-images: [40, 80]
+images: [20, 40]
 rate: {by: width, at: 0.05, lr: 1.0e-3, power: -0.5, source: a guess}
 run:
   data: {train: shards, streams: 4, workers: 0, shuffle_buffer: 4}
-  batch: 2
+  batch: 1
   log_every: 1
   validate_every: 20
   deepspeed: zero0
@@ -62,21 +63,21 @@ def test_every_size_seed_and_length_is_one_run_and_arms_reuse_the_runs_they_shar
     arms = "arms: {width: 0.025, seeds: [2, 3], changes: {psi: {model.overrides.fusion: psi}}}\n"
     runs = {run.name: run for run in ladder_runs(load_ladder(write(LADDER + arms)))}
     assert sorted(runs) == [
-        *("w0.025-i40-s1", "w0.025-i40-s2", "w0.025-i80-s1", "w0.025-i80-s2", "w0.025-i80-s3"),
-        *("w0.025-psi-i80-s2", "w0.025-psi-i80-s3", "w0.05-i40-s1", "w0.05-i80-s1"),
+        *("w0.025-i20-s1", "w0.025-i20-s2", "w0.025-i40-s1", "w0.025-i40-s2", "w0.025-i40-s3"),
+        *("w0.025-psi-i40-s2", "w0.025-psi-i40-s3", "w0.05-i20-s1", "w0.05-i40-s1"),
     ]
-    assert runs["w0.025-psi-i80-s3"].model.fusion == "psi"
-    assert runs["w0.025-i80-s3"].model.fusion == "attention"
-    assert runs["w0.025-i80-s3"].config.seed == 3
+    assert runs["w0.025-psi-i40-s3"].model.fusion == "psi"
+    assert runs["w0.025-i40-s3"].model.fusion == "attention"
+    assert runs["w0.025-i40-s3"].config.seed == 3
 
 
 def test_equal_flops_give_a_size_images_in_inverse_proportion_to_its_arithmetic(write):
-    text = LADDER.replace("images: [40, 80]", "flops: [1.0e+11]")
+    text = LADDER.replace("images: [20, 40]", "flops: [1.0e+11]")
     small, _, large = ladder_runs(load_ladder(write(text)))
     from hpcm_scale.models.complexity import count_flops
 
     for run in (small, large):
-        per_step = 2 * count_flops(run.model).train
+        per_step = count_flops(run.model).train
         assert run.steps == math.ceil(1e11 / per_step)
     assert small.steps > 2 * large.steps
 
@@ -84,11 +85,11 @@ def test_equal_flops_give_a_size_images_in_inverse_proportion_to_its_arithmetic(
 def test_a_branch_has_its_own_learning_rates_up_to_where_it_leaves_the_trunk(
     write,
 ):
-    text = LADDER.replace("images: [40, 80]", "images: [46, 122, 200]")
+    text = LADDER.replace("images: [20, 40]", "images: [23, 61, 100]")
     runs = {run.name: run for run in ladder_runs(load_ladder(write(text)))}
-    trunk = runs["w0.05-i200-s1"]
+    trunk = runs["w0.05-i100-s1"]
     kept = trunk.config.checkpoint
-    for images in (46, 122):
+    for images in (23, 61):
         run = runs[f"w0.05-i{images}-s1"]
         assert run.trunk == trunk.name
         assert run.branch_step > 0.5 * run.steps
@@ -100,7 +101,7 @@ def test_a_branch_has_its_own_learning_rates_up_to_where_it_leaves_the_trunk(
 
 
 def test_other_schedules_share_nothing(write):
-    text = LADDER.replace("  batch: 2", "  batch: 2\n  optimizer: {schedule: cosine}")
+    text = LADDER.replace("  batch: 1", "  batch: 1\n  optimizer: {schedule: cosine}")
     assert all(run.trunk is None for run in ladder_runs(load_ladder(write(text))))
 
 
@@ -120,9 +121,9 @@ def test_predicted_time_is_of_the_runs_own_steps_validations_and_start(write):
     runs = {run.name: run for run in ladder_runs(load_ladder(write()))}
     cost = Cost(step=2.0, validation=30.0, start=500.0, memory=1.0)
     # 40 steps, validated after 20 and 40; the branch has 5 of its 20 steps and one validation.
-    assert cost.seconds(runs["w0.05-i80-s1"]) == 500 + 40 * 2 + 2 * 30
-    assert runs["w0.05-i40-s1"].branch_step == 15
-    assert cost.seconds(runs["w0.05-i40-s1"]) == 500 + 5 * 2 + 30
+    assert cost.seconds(runs["w0.05-i40-s1"]) == 500 + 40 * 2 + 2 * 30
+    assert runs["w0.05-i20-s1"].branch_step == 15
+    assert cost.seconds(runs["w0.05-i20-s1"]) == 500 + 5 * 2 + 30
 
 
 @given(st.lists(st.floats(0.1, 100), min_size=1, max_size=20), st.integers(1, 5))
@@ -148,13 +149,13 @@ def test_thinned_rows_keep_all_but_training_in_order(kinds, limit):
 @pytest.mark.parametrize(
     ("old", "new", "said"),
     [
-        ("images: [40, 80]", "images: [0]", "images.0: 0: input should be greater than 0"),
-        ("images: [40, 80]", "flops: [1.0e9]\nimages: [4]", "images: give one of images and flops"),
+        ("images: [20, 40]", "images: [0]", "images.0: 0: input should be greater than 0"),
+        ("images: [20, 40]", "flops: [1.0e9]\nimages: [4]", "images: give one of images and flops"),
         ("{width: 0.05}", "{width: 0.025}", "sizes: w0.025 is there twice"),
         ("width: 0.05}", "wdith: 0.05}", "sizes.1.wdith: unknown key"),
-        ("  batch: 2", "  batch: two", "run: batch: 'two': input should be a valid integer"),
-        ("  batch: 2", "  seed: 2", "run.seed: 2 is decided by the ladder's seeds"),
-        ("  batch: 2", "  loss: {lmbda: 1}", "run.loss.lmbda: 1 is decided by the ladder"),
+        ("  batch: 1", "  batch: two", "run: batch: 'two': input should be a valid integer"),
+        ("  batch: 1", "  seed: 2", "run.seed: 2 is decided by the ladder's seeds"),
+        ("  batch: 1", "  loss: {lmbda: 1}", "run.loss.lmbda: 1 is decided by the ladder"),
         ("rate: {by: width, at: 0.05, lr: 1.0e-3, power: -0.5, source: a guess}", "",
          "rate: is missing, and size w0.025 has no lr of its own"),
         (", source: a guess", "", "rate.source: is required"),
@@ -185,7 +186,7 @@ def test_an_arm_of_no_known_network_is_refused(write):
 def test_a_pattern_that_matches_nothing_is_an_error(write):
     command = ["ladder", "status", str(write()), "--only", "w9*"]
     result = CliRunner().invoke(app, command)
-    assert "matches none of w0.025-i80-s1" in str(result.exception)
+    assert "matches none of w0.025-i40-s1" in str(result.exception)
 
 
 def test_the_ladders_of_the_repository_are_in_order_of_cost_and_span_what_they_say():
@@ -222,7 +223,38 @@ def test_a_slurm_array_is_a_script_with_a_task_for_a_trunk_and_its_branches(writ
         check=True,
     ).stdout.splitlines()
     assert "--set=run.data.train=my photos" in said
-    assert sorted(said[-2:]) == ["--only=w0.025-i40-s2", "--only=w0.025-i80-s2"]
+    assert sorted(said[-2:]) == ["--only=w0.025-i20-s2", "--only=w0.025-i40-s2"]
+
+
+def test_arms_are_compared_within_seeds_and_never_fitted_as_sizes(write, write_run, tmp_path):
+    arms = "arms: {width: 0.025, seeds: [1, 2, 3], changes: {psi: {model.overrides.fusion: psi}}}\n"
+    text = (LADDER + arms).replace("images: [20, 40]", "images: [40]")
+    runs = [run for run in ladder_runs(load_ladder(write(text))) if run.arm is not None]
+    # Seeds differ by far more than arms do: unpaired, it would be lost in them.
+    for run in runs:
+        loss = (1 + run.config.seed) * (0.99 + 0.001 * run.config.seed if run.arm else 1.0)
+        folder = write_run(46825, seed=run.config.seed, folder=run.name, loss=loss, noise=0)
+        record = json.loads((folder / "run.json").read_text())
+        record["config"]["model"] = run.config.model.model_dump()
+        record["model"] = run.model.model_dump(mode="json")
+        (folder / "run.json").write_text(json.dumps(record))
+    assert len(families(read_runs([folder.parent]).runs)) == 2
+    command = ["ladder", "compare", str(write(text)), "--records", str(folder.parent)]
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 0, result.output
+    row = next(line for line in result.output.splitlines() if line.strip().startswith("psi"))
+    # -0.9, -0.8 and -0.7 %: their mean ± 4.303 · 0.1 / √3.
+    assert "-0.80%" in row
+    assert "-1.05% … -0.55%" in row
+
+
+def test_the_interval_of_a_paired_difference_is_students():
+    low, mean, high = difference([1.01, 1.02, 1.03], [1.0, 1.0, 1.0], 0.95)
+    assert mean == pytest.approx(0.02)
+    # The standard error of 1, 2, 3 is 1/√3, t at 2 degrees of freedom 4.3027 (any table of t).
+    assert high - mean == pytest.approx(0.01 * 4.3027 / 3**0.5, rel=1e-4)
+    assert mean - low == pytest.approx(high - mean)
+    assert math.isnan(difference([1.0], [2.0], 0.95)[0])
 
 
 @pytest.fixture
@@ -246,7 +278,7 @@ def test_a_ladder_is_stopped_resumed_branched_and_survives_a_failing_run(write, 
     text = LADDER.replace("{width: 0.025, seeds: [1, 2]}, {width: 0.05}", "{width: 0.025}")
     arms = "arms: {width: 0.025, seeds: [1], changes: {lost: {data.train: /nowhere}}}\n"
     path, out = write(text + arms), tmp_path / "runs"
-    changes = [f"out={out}", f"run.data.train={dataset}"]
+    changes = [f"out={out}", f"run.data.train={dataset}", "run.batch=2", "images=[40, 80]"]
     runs = ladder_runs(load_ladder(path, changes))
     trunk, branch, lost = (
         next(run for run in runs if run.name == name)
@@ -254,7 +286,7 @@ def test_a_ladder_is_stopped_resumed_branched_and_survives_a_failing_run(write, 
     )
     assert [status(run).state for run in runs] == ["waiting"] * 3
 
-    # 1. Stopped by a signal, once the trunk has written a row and the other run has failed.
+    # 1. Two ranks through DeepSpeed's launcher, stopped by a signal once there is a row.
     seen = []
 
     def interrupt():
@@ -266,7 +298,7 @@ def test_a_ladder_is_stopped_resumed_branched_and_survives_a_failing_run(write, 
 
     watcher = threading.Thread(target=interrupt, daemon=True)
     watcher.start()
-    first = Launcher([trunk, branch], 1, 2, lambda text: None)
+    first = Launcher([trunk, branch], 2, 2, lambda text: None)
     assert first.run() == INTERRUPTED
     assert first.stopped == [trunk.name]
     assert seen == ["running"]
@@ -274,7 +306,7 @@ def test_a_ladder_is_stopped_resumed_branched_and_survives_a_failing_run(write, 
     assert status(trunk).rows.done < trunk.steps
     assert status(branch).state == "waiting"
 
-    # 2. The same command goes on; a run that fails does not keep the others from it.
+    # 2. The next launch goes on, on one rank; a run that fails does not keep the others from it.
     result = CliRunner().invoke(
         app, ["ladder", "run", str(path), "--jobs", "2", *(f"--set={c}" for c in changes)]
     )
