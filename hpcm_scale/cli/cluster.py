@@ -1,4 +1,6 @@
-"""The verb that plans training on hardware before it is there."""
+"""The verbs that look at hardware before a run does: planned, and present."""
+
+from pathlib import Path
 
 import typer
 
@@ -62,6 +64,32 @@ def plan(
     result = plan_cluster(config, cluster, batch=shared, crop=crop, images=images)
     console.print(result)
     _ = result.best  # says so, and exits with 2, where nothing fits
+
+
+@app.command()
+def doctor(
+    hostfile: Path | None = typer.Option(None, help="Hosts to look at; without: this machine."),
+    data: str | None = typer.Option(None, help="A dataset they all need: compared by manifest."),
+    out: Path | None = typer.Option(None, help="A folder they must share: the runs' `out`."),
+    port: int = typer.Option(
+        29500, min=1, max=65535, envvar="MASTER_PORT", help="Where the ranks are to meet."
+    ),
+) -> None:
+    """Whether hosts are fit for a job together: exit code 1, and what to do, if not.
+
+    ssh, clocks, Python, packages, code, accelerators, data, shared storage, the port, compilers
+    for DeepSpeed's operators, and an all-reduce of known result with its bandwidth.
+    """
+    from hpcm_scale.cluster.doctor import examine_hosts, examine_this, table
+    from hpcm_scale.cluster.hosts import read_hostfile
+
+    if hostfile is None:
+        rows = examine_this(data, out, port)
+    else:
+        rows = examine_hosts(read_hostfile(hostfile), data, out, port)
+    console.print(table(rows))
+    if any(row.remedy for row in rows):
+        raise typer.Exit(1)
 
 
 def _bytes(option: str, text: str) -> float:

@@ -160,7 +160,7 @@ def compare(facts: Mapping[Host, Facts], first: Host, port: int, out: Path | Non
         add(
             "packages",
             not unlike,
-            ", ".join(unlike[:3]) + more if unlike else f"{len(its.packages)}, all alike",
+            ", ".join(unlike[:3]) + more or f"{len(its.packages)} compared",
             "remove .venv/installed.sha256 and run `bash launch/setup_env.sh` there",
         )
         add(
@@ -187,7 +187,7 @@ def compare(facts: Mapping[Host, Facts], first: Host, port: int, out: Path | Non
             add(
                 "run folder",
                 its.sees_token,
-                "shared" if its.sees_token else f"{out.absolute()} is another folder there",
+                f"{out}: " + ("written and seen" if its.sees_token else "another folder there"),
                 "mount the storage that holds it on all hosts at the same path",
             )
         if host == first:
@@ -240,7 +240,7 @@ def all_reduce(hosts: Sequence[Host], port: int, ranks: int = 0) -> Row:
         except subprocess.TimeoutExpired:
             job.terminate()  # which ends the ranks too
             output, _ = job.communicate()
-    return judge_sum(output, job.returncode, f"{len(hosts) or 1} hosts", hosts)
+    return judge_sum(output, job.returncode, f"{len(hosts)} hosts" if hosts else "here", hosts)
 
 
 def judge_sum(output: str, code: int, where: str, hosts: Sequence[Host]) -> Row:

@@ -88,10 +88,11 @@ def data_fingerprint(root: str) -> str:
     """
     from hpcm_scale.data.shards import check_files, read_manifest
 
-    splits = read_manifest(root).splits
-    for split in splits.values():
+    manifest = read_manifest(root)
+    splits = [manifest.split(name, root) for name in manifest.splits()]
+    for split in splits:
         check_files(root, split)
-    return " ".join(f"{name} {split.fingerprint():012x}" for name, split in sorted(splits.items()))
+    return ", ".join(f"{split.name} {split.fingerprint():012x}" for split in splits)
 
 
 def count_accelerators() -> int:

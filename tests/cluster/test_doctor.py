@@ -1,13 +1,19 @@
 """What the doctor makes of hosts that differ."""
 
+import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from hpcm_scale.cluster.doctor import compare, judge_sum
-from hpcm_scale.cluster.facts import Facts, code_digest, gather, is_free
+from hpcm_scale.cluster.facts import Facts, code_digest, data_fingerprint, gather, is_free
 from hpcm_scale.cluster.hosts import Host
+from hpcm_scale.errors import DataError
+from tests.distributed.conftest import dataset
+
+__all__ = ["dataset"]
 
 A, B = Host("a", 8), Host("b", 8)
 GOOD = Facts(
@@ -64,6 +70,22 @@ def test_this_machine_tells_its_facts(tmp_path):
     assert "manifest" in facts.data_error
     assert facts.sees_token
     assert facts.packages["hypothesis"]
+
+
+def test_datasets_have_one_digest_only_if_their_samples_are_the_same(dataset, tmp_path):
+    first = data_fingerprint(str(dataset))
+    assert "train " in first
+    assert "val " in first
+    copy = tmp_path / "copy"
+    shutil.copytree(dataset, copy)
+    assert data_fingerprint(str(copy)) == first
+    text = (copy / "manifest.json").read_text()
+    shard = json.loads(text)["shards"][0]["sha256"]
+    (copy / "manifest.json").write_text(text.replace(shard, shard[::-1]))
+    assert data_fingerprint(str(copy)) != first
+    next(copy.glob("**/*.tar")).unlink()
+    with pytest.raises(DataError):
+        data_fingerprint(str(copy))
 
 
 def test_any_changed_file_changes_the_digest(tmp_path):
