@@ -250,10 +250,12 @@ def _difference(run: LadderRun, rows: WatchedRun) -> str:
     """How the run in the folder differs from the ladder's: to go on, or to count it, would lie."""
     before = json.loads((rows.folder / "run.json").read_text())["config"]
     now = run.config.model_dump(mode="json")
-    pairs = [(name, before.get(name), now[name]) for name in FIXED]
-    pairs += [(f"data.{k}", before.get("data", {}).get(k), now["data"][k]) for k in FIXED_DATA]
+    # Fields that a later version of the package added are at their defaults.
+    pairs = [(name, before[name], now[name]) for name in FIXED if name in before]
+    data = before.get("data", {})
+    pairs += [(f"data.{k}", data[k], now["data"][k]) for k in FIXED_DATA if k in data]
     for name, old, new in pairs:
-        if isinstance(old, dict):  # fields that a later version added are at their defaults
+        if isinstance(old, dict):
             changed = [key for key in old if key in new and old[key] != new[key]]
             if changed:
                 name, old, new = f"{name}.{changed[0]}", old[changed[0]], new[changed[0]]

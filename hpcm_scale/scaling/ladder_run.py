@@ -1,5 +1,6 @@
 """Launching the runs of a ladder, on this machine or as a SLURM array."""
 
+import math
 import os
 import shlex
 import signal
@@ -20,6 +21,8 @@ from hpcm_scale.training import checkpoint
 
 LOOK_SECONDS = 0.2
 """Between looks at the processes."""
+ONE_WISH_SECONDS = 1.0
+"""Signals that follow each other faster are one."""
 
 
 @dataclass
@@ -53,7 +56,7 @@ class Launcher:
         """Runs that failed, with the reason."""
         self.stopped: list[str] = []
         """Runs that were stopped and are saved."""
-        self.signals = 0
+        self.signals, self.told = 0, -math.inf
 
     def run(self) -> int:
         """Train all that is not done.
@@ -63,13 +66,13 @@ class Launcher:
             second kills them) or by their own `hours`.
         """
         before = {n: signal.signal(n, self._signal) for n in (signal.SIGTERM, signal.SIGINT)}
-        told = 0
+        heeded = 0
         try:
             while self.active or (self.waiting and not self.signals):
                 while not self.signals and len(self.active) < self.jobs and (run := self._next()):
                     self._begin(run)
-                if self.signals > told:
-                    told = self.signals
+                if self.signals > heeded:
+                    heeded = self.signals
                     self._stop_all()
                 for job in [job for job in self.active if job.process.poll() is not None]:
                     self._end(job)
@@ -84,7 +87,11 @@ class Launcher:
         return INTERRUPTED if self.stopped or self.signals else 0
 
     def _signal(self, *_: object) -> None:
-        self.signals += 1
+        now = time.monotonic()
+        # `timeout` and queues tell a process and then its group: that is one wish, not two.
+        if now - self.told > ONE_WISH_SECONDS:
+            self.signals += 1
+        self.told = now
 
     def _stop_all(self) -> None:
         if self.active:
