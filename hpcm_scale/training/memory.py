@@ -100,6 +100,8 @@ class Activations:
     """Most at once, with what the backward pass recomputes."""
     peak_with_gradients: int
     """The same with the gradients of all parameters, which appear while activations go."""
+    retained: int
+    """What a CPU's heap does not give back once they are freed."""
 
 
 @contextmanager
@@ -138,7 +140,7 @@ def count_activations(
         return Activations(
             *(
                 getattr(two, name) + (micro_batch - 2) * (getattr(two, name) - getattr(one, name))
-                for name in ("kept", "peak", "peak_with_gradients")
+                for name in ("kept", "peak", "peak_with_gradients", "retained")
             )
         )
     dtype = torch.bfloat16 if bf16 else torch.float32
@@ -163,10 +165,11 @@ def count_activations(
             loss.backward()
     torch.set_rng_state(random)
     heap, mapped = account.peak
-    waste = 0.0
+    waste = retained = 0
     if device == "cpu":
-        waste = heap * (HEAP_WASTE + HEAP_CHURN * (1 - kept / (heap + mapped)))
-    return Activations(kept, int(heap + mapped + waste), int(account.peak_with_gradients + waste))
+        waste = int(heap * (HEAP_WASTE + HEAP_CHURN * (1 - kept / (heap + mapped))))
+        retained = heap + waste
+    return Activations(kept, heap + mapped + waste, account.peak_with_gradients + waste, retained)
 
 
 def parameter_sizes(model: ModelConfig) -> tuple[int, int]:
@@ -236,7 +239,9 @@ class Memory:
     buffers: float
     """Of collectives, and parameters gathered from other ranks."""
     update: float
-    """Made and freed by the optimizer step, when there are neither activations nor buffers."""
+    """Made and freed by the optimizer step, when the activations are gone."""
+    retained: float
+    """By a CPU's heap of the activations, during the optimizer step."""
     copy: float
     """Of the state, while a checkpoint is written in the background."""
     framework: float
@@ -248,7 +253,7 @@ class Memory:
     def device(self) -> float:
         """Most bytes at once on the device."""
         state = self.parameters + self.gradients + self.optimizer + self.ema + self.framework
-        return state + max(self.activations + self.buffers, self.update)
+        return state + self.buffers + max(self.activations, self.retained + self.update)
 
 
 def rank_memory(
@@ -318,6 +323,7 @@ def rank_memory(
         ema=ema_bytes,
         activations=activations,
         buffers=_buffers(spread, count, largest, ranks, each, cpu),
+        retained=work.retained,
         update=_update(spread, count, largest, ranks, cpu),
         copy=saved if background_copy and not offloaded else 0.0,
         framework=FRAMEWORK_CPU[stage] if cpu else FRAMEWORK_ACCELERATOR,

@@ -28,6 +28,7 @@ CLASSES = (
     "activations",
     "buffers",
     "update",
+    "retained",
     "copy",
     "framework",
     "host",
@@ -117,7 +118,7 @@ class LaunchPlan:
         )
         table.caption = (
             f"{_gib(self.available)} available to each of {self.local_ranks} ranks of this host; "
-            "the optimizer's update comes when activations and buffers are gone"
+            "the optimizer's update comes when the activations are gone, but for what a heap keeps"
         )
         return table
 
