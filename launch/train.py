@@ -51,7 +51,7 @@ def main() -> None:
             reason = str(error).splitlines()[0].split(". ")[0]
             sys.stderr.write(f"train: rank {rank}: the job is lost: {reason}\n")
             sys.exit(JOB_LOST)
-    except HpcmError as error:
+    except (HpcmError, OSError) as error:  # a full disk is no bug either
         if rank == 0:
             sys.stderr.write(f"train: {' '.join(str(error).split())}\n")
         sys.exit(2)

@@ -1,5 +1,6 @@
 """Verbs on run folders."""
 
+import json
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -56,22 +57,26 @@ def checkpoints(
     run: Path = typer.Argument(help="A run folder."),
     verify: bool = typer.Option(False, "--verify", help="Read every byte and compare checksums."),
     prune: bool = typer.Option(False, "--prune", help="Delete all but the newest whole ones."),
-    keep: int = typer.Option(3, min=1, help="How many --prune keeps."),
-    keep_every: int = typer.Option(
-        None, min=1, help="Steps whose multiples --prune keeps too, however old."
-    ),
+    keep: int = typer.Option(None, min=1, help="How many --prune keeps [default: the run's]"),
 ) -> None:
     """List, verify or prune the checkpoints of a run."""
     from rich.table import Table
 
     from hpcm_scale.errors import CheckpointError, RunError
-    from hpcm_scale.training import checkpoint
+    from hpcm_scale.training import checkpoint, session
 
-    if not (run / "run.json").exists():
-        raise RunError(f"{run}: is not a run folder (no run.json)")
+    try:
+        config = json.loads((run / "run.json").read_text())["config"]["checkpoint"]
+    except (OSError, ValueError, KeyError) as error:
+        raise RunError(f"{run}: is not a run folder (run.json: {error})") from None
     if prune:
-        for gone in checkpoint.prune(run, keep, keep_every):
+        held = session.lock(run)  # not while the run itself deletes
+        wrong = checkpoint.damage(checkpoint.at(checkpoint.newest(run)))
+        if wrong:
+            raise CheckpointError(f"{run}: nothing deleted: the newest checkpoint's {wrong}")
+        for gone in checkpoint.prune(run, keep or config["keep"], config["keep_every"]):
             console.print(f"deleted {gone.folder}", highlight=False, soft_wrap=True)
+        held.release()
     found = checkpoint.checkpoints(run)
     table = Table("checkpoint", "ranks", "ZeRO", "GB", "written", "state")
     damaged = []

@@ -386,13 +386,16 @@ class Codec:
         y_least = self._tables.y.least_bits().min() * self.info.config.latent_channels
         z_least = self._tables.z.least_bits().sum()
         tiles = coding_tiles(header.height, header.width, multiple, header.tile)
-        for tile, payload in zip(tiles, payloads, strict=True):
-            latents, hypers = np.prod(tile.inside), np.prod(tile.hyper_inside)
-            if latents * y_least + hypers * z_least > 8 * len(payload) + _SLACK_BITS:
-                raise BitstreamError(
-                    f"claims {header.width}×{header.height} pixels, more than a payload of "
-                    f"{len(payload)} bytes can hold"
-                )
+        least = sum(
+            np.prod(tile.inside) * y_least + np.prod(tile.hyper_inside) * z_least for tile in tiles
+        )
+        total = sum(map(len, payloads))
+        # The coder would take an empty payload for symbols without end.
+        if least > 8 * total + _SLACK_BITS or not all(payloads):
+            raise BitstreamError(
+                f"claims {header.width}×{header.height} pixels in {len(payloads)} tiles, more than "
+                f"its {total} bytes of payload can hold"
+            )
         area = tiles[0].place.height * tiles[0].place.width * LATENT**2
         if area > self._largest_tile**2:
             needed = self._memory * area / self._largest_tile**2

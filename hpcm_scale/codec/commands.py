@@ -185,6 +185,7 @@ def find_model(
         return Path(name)
     own = os.environ.get("HPCM_MODELS")
     models = models_in(BUNDLED if own is None else own)
+    infos = {path: info for path in models.values() if (info := _info_of(path)) is not None}
     place = "the bundled models are" if own is None else f"HPCM_MODELS={own} has"
     listed = ", ".join(models) or "none"
     if name is not None:
@@ -193,18 +194,18 @@ def find_model(
             raise CheckpointError(f"--model: {name}: no such file, and {place} {listed}")
         return found
     if identity is not None:
-        for path in models.values():
-            if read_info(path).identity.startswith(identity.hex()):
+        for path, info in infos.items():
+            if info.identity.startswith(identity.hex()):
                 return path
         raise CheckpointError(
             f"made by model {identity.hex()}, which is not here ({place} {listed}); name its file "
             "with --model"
         )
     # What names no λ, as some imported models do, has no place among the rates.
-    rates = {path: read_info(path).lmbda for path in models.values()}
-    by_rate = sorted((path for path in rates if rates[path] is not None), key=rates.__getitem__)
-    if quality is None and len(models) == 1:
-        return next(iter(models.values()))
+    rates = {path: info.lmbda for path, info in infos.items() if info.lmbda is not None}
+    by_rate = sorted(rates, key=rates.__getitem__)
+    if quality is None and len(infos) == 1:
+        return next(iter(infos))
     if not by_rate:
         raise CheckpointError(f"--model: name one ({place} {listed})")
     if quality is None:
@@ -214,6 +215,14 @@ def find_model(
             f"--quality: {quality} is not one of 1 to {len(by_rate)}, as many as there are models"
         )
     return by_rate[quality - 1]
+
+
+def _info_of(path: Path) -> ModelInfo | None:
+    """What a model file says of itself; None for a file that is none, which may lie among them."""
+    try:
+        return read_info(path)
+    except CheckpointError:
+        return None
 
 
 def _describe_model(info: ModelInfo) -> Iterator[tuple[str, str]]:

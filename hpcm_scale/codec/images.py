@@ -1,6 +1,7 @@
 """Pictures in and out: files or pipes to 8-bit RGB, and back in the format a name asks for."""
 
 import io
+import struct
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +19,20 @@ MAX_PIXELS = 1 << 29
 LARGEST_ICC = 4 << 20
 """Bytes of an ICC profile."""
 
+_DAMAGE = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    TypeError,
+    LookupError,
+    ArithmeticError,
+    AttributeError,
+    MemoryError,
+    struct.error,
+    zlib.error,
+)
+"""What Pillow raises for one damaged file or another."""
 _ORIENTATION = 0x0112  # EXIF tag
 READABLE = ("PNG", "JPEG", "WEBP", "PPM", "BMP", "TIFF", "GIF")
 WRITERS = {
@@ -89,7 +104,7 @@ def read_picture(source: Path | str | bytes, name: str | None = None) -> Picture
             raise DataError(
                 f"{name}: is not an image this program reads ({', '.join(READABLE)})"
             ) from None
-        except (OSError, SyntaxError, ValueError, EOFError, zlib.error) as error:
+        except _DAMAGE as error:
             raise DataError(f"{name}: is a damaged image ({error})") from None
 
 
@@ -122,6 +137,10 @@ def picture_of(image: Image.Image | np.ndarray, name: str = "image") -> Picture:
     # Pillow copies an image that is upright already, and this one may be large.
     if image.getexif().get(_ORIENTATION, 1) != 1:
         image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I") and "transparency" in image.info:
+        raise DataError(
+            f"{name}: marks one of its 16-bit greys as transparent; convert it to 8 bits first"
+        )
     if image.mode.startswith("I"):
         # 65535 / 255 = 257: rounds to nearest, and takes white to white.
         levels = np.asarray(image).astype(np.int64)

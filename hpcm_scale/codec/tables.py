@@ -87,6 +87,7 @@ class Tables:
             self.boundaries.dtype != np.float32
             or self.boundaries.shape != (len(self.y.ranges) - 1,)
             or not (np.diff(self.boundaries) > 0).all()
+            or len(self.y.ranges) > 256  # indices are bytes
         ):
             raise CheckpointError(
                 "coding tables: the scale boundaries are not ascending float32, one fewer than "

@@ -157,7 +157,12 @@ class RunConfig(StrictModel):
     """First step and number of steps of a torch profiler trace, kept in the run's `profile/`."""
 
     @model_validator(mode="after")
-    def _one_length(self) -> Self:
+    def _fits(self) -> Self:
+        if self.loss.distortion == "ms-ssim" and self.data.crop <= 160:
+            raise ValueError(
+                f"data.crop: {self.data.crop} is too small for the five scales of MS-SSIM, which "
+                "need more than 160"
+            )
         given = [name for name in ("steps", "images", "flops") if getattr(self, name) is not None]
         if len(given) != 1:
             raise ValueError(

@@ -1,6 +1,7 @@
 """Batches for training, endless and resumable, and whole images for validation."""
 
 import logging
+import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -135,6 +136,7 @@ class TrainStream:
                 _Pieces(self),
                 batch_size=None,
                 num_workers=self.data.workers,
+                worker_init_fn=_leave_signals_to_the_parent,
                 prefetch_factor=2 if self.data.workers else None,
                 # A forked worker shares the poll set of the connections fsspec has open here, and
                 # takes them out of it when it ends: the next remote read would wait for ever.
@@ -180,6 +182,12 @@ class TrainStream:
             samples.numpy()[rows] = piece.samples
         epoch = self.consumed // self.order.total
         return {"image": images, "sample": samples, "epoch": epoch, "step": self.step}
+
+
+def _leave_signals_to_the_parent(_: int) -> None:
+    """A signal for a whole process group tells the trainer to save, for which it needs batches."""
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
 
 
 class _Pieces(IterableDataset):

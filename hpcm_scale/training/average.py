@@ -9,7 +9,6 @@ from typing import NamedTuple
 import deepspeed
 import torch
 from deepspeed.runtime.engine import DeepSpeedEngine
-from deepspeed.utils import safe_get_local_fp32_param
 from safetensors import safe_open
 from torch import Tensor, nn
 
@@ -35,7 +34,9 @@ def master_pieces(engine: DeepSpeedEngine) -> dict[str, Piece]:
     pieces = {}
     for name, parameter in engine.module.named_parameters():
         if stage == 3:
-            values = safe_get_local_fp32_param(parameter)
+            optimizer = engine.optimizer
+            group, first, count = optimizer.grad_position[optimizer.get_param_id(parameter)]
+            values = optimizer.fp32_partitioned_groups_flat[group].narrow(0, first, count)
             start = engine.global_rank * values.numel()
             values = values[: max(0, parameter.ds_numel - start)]  # the last ones are padding
         elif getattr(parameter, "_hp_mapping", None) is not None:
@@ -73,7 +74,7 @@ class WeightAverage:
     def in_place(self) -> Iterator[None]:
         """The network computes with the average inside this block; every rank must enter it."""
         weights = master_pieces(self.engine)
-        if self.engine.zero_optimization_stage() == 0:  # there they are the network's own
+        if not self.engine.bfloat16_enabled():  # they may be the network's own
             weights = {name: Piece(start, w.clone()) for name, (start, w) in weights.items()}
         _put(self.engine, self.pieces)
         try:

@@ -51,7 +51,8 @@ def init_distributed(timeout: float) -> tuple[int, int]:
     deepspeed.init_distributed(
         get_accelerator().communication_backend_name(),
         verbose=False,
-        timeout=timedelta(seconds=timeout),
+        # Later than the watchdog, which knows the rank that is waited for.
+        timeout=timedelta(seconds=1.2 * timeout + 60),
     )
     return deepspeed.comm.get_rank(), deepspeed.comm.get_world_size()
 
@@ -73,7 +74,17 @@ def deepspeed_config(run: RunConfig, world_size: int) -> dict[str, Any]:
             f"micro_batch: {micro_batch} does not divide the {on_rank} crops of a rank "
             f"(batch {run.batch} over {world_size} ranks)"
         )
-    plain = config["zero_optimization"]["stage"] == 0 and not uses_bf16(run)
+    plain = config["zero_optimization"]["stage"] == 0
+    if plain and uses_bf16(run):
+        raise ConfigError(
+            f"deepspeed: {run.deepspeed} is stage 0, which is for fp32; in bf16 take zero1, which "
+            "spreads only the optimizer's fp32 states"
+        )
+    if run.optimizer.ema is not None and _device(config, "offload_optimizer") == "nvme":
+        raise ConfigError(
+            f"optimizer.ema: needs the weights in memory at every step, {run.deepspeed} keeps them "
+            "on disks; leave it out or offload to cpu"
+        )
     return config | {
         "train_batch_size": run.batch,
         "train_micro_batch_size_per_gpu": micro_batch,
@@ -118,7 +129,12 @@ def _offload(config: dict[str, Any], folder: Path) -> bool:
     for key in ("offload_optimizer", "offload_param"):
         if zero.get(key, {}).get("device") == "nvme":
             zero[key].setdefault("nvme_path", str(folder.absolute()))
-    return zero.get("offload_optimizer", {}).get("device", "none") != "none"
+    return _device(config, "offload_optimizer") != "none"
+
+
+def _device(config: dict[str, Any], key: str) -> str:
+    """Where DeepSpeed keeps what `key` names: none, cpu or nvme."""
+    return config["zero_optimization"].get(key, {}).get("device", "none")
 
 
 def uses_bf16(run: RunConfig) -> bool:
@@ -159,6 +175,9 @@ def build_engine(
     engine, *_ = deepspeed.initialize(
         model=network, model_parameters=network.parameters(), config=config
     )
+    # It would write its conversion scripts beside every checkpoint, on a full disk between two
+    # collectives; `hpcm-scale export` does what they do.
+    engine._copy_recovery_script = lambda _: None
     return engine
 
 

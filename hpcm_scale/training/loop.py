@@ -5,7 +5,7 @@ import resource
 import shutil
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,7 +16,7 @@ from deepspeed.runtime.engine import DeepSpeedEngine
 from torch import Tensor
 
 from hpcm_scale.config import ModelConfig, RunConfig
-from hpcm_scale.data.stream import TrainStream
+from hpcm_scale.data.stream import TrainStream, read_images
 from hpcm_scale.errors import ConfigError, RunError
 from hpcm_scale.models.bench import peak_rate
 from hpcm_scale.models.complexity import count_flops, count_parameters
@@ -30,7 +30,7 @@ from hpcm_scale.training.noise import Noise
 from hpcm_scale.training.profile import Profile
 from hpcm_scale.training.schedule import ema_decay, learning_rate
 from hpcm_scale.training.validate import validate
-from hpcm_scale.training.watchdog import Watchdog
+from hpcm_scale.training.watchdog import NoWatchdog, Watchdog
 from hpcm_scale.training.writer import CheckpointWriter
 
 log = logging.getLogger(__name__)
@@ -60,8 +60,9 @@ def train(run: RunConfig, resume: str = "never") -> None:
         run.data, seed=run.seed, global_batch=run.batch, rank=rank, world_size=world
     )
     stage = deepspeed_config(run, world)["zero_optimization"]["stage"]
-    if rank == 0:
-        held = session.lock(run.folder)  # kept until this function ends
+    session.on_rank_0(rank, lambda: open_validation(run))
+    held = []  # the lock, until this function ends
+    session.on_rank_0(rank, lambda: held.append(session.lock(run.folder)))
     start = session.on_rank_0(rank, lambda: session.choose(run, resume, world, stage))
     if start.universal:
         session.on_rank_0(rank, lambda: session.to_universal(start.checkpoint))
@@ -70,6 +71,9 @@ def train(run: RunConfig, resume: str = "never") -> None:
     trainer = Trainer(run, engine, stream, flops.train, steps)
     if start.checkpoint is not None:
         trainer.load(start.checkpoint, start.universal)
+    if stream.step >= steps:
+        log.warning("%s: has done its %s steps; give it more to go on", run.folder, steps)
+        return
     shown = None
     if rank == 0:
         continued = start.checkpoint.folder if start.checkpoint else None
@@ -77,15 +81,17 @@ def train(run: RunConfig, resume: str = "never") -> None:
         monitor.write_record(run, model, parameters, flops, world, continued)
         seconds = monitor.rewind(run.folder, stream.step)
         shown = monitor.Monitor(run, steps, stream.step, seconds)
-    watchdog = Watchdog(rank, world, run.guard.timeout) if world > 1 else None
+    watchdog = Watchdog(rank, world, run.guard.timeout) if world > 1 else NoWatchdog()
     try:
         with shown or nullcontext():
             trainer.run_to_end(shown, watchdog)
-    finally:
-        if watchdog:
-            watchdog.close()
-        if rank == 0:
-            held.release()
+    except (Interrupted, RunError):  # all ranks have agreed to end
+        watchdog.close()
+        raise
+    except Exception as error:
+        watchdog.fail(f"{type(error).__name__}: {error}")
+        raise
+    watchdog.close()
 
 
 def check_crop(run: RunConfig, model: ModelConfig) -> None:
@@ -97,6 +103,12 @@ def check_crop(run: RunConfig, model: ModelConfig) -> None:
             f"data.crop: {run.data.crop} is not a multiple of {multiple}, "
             f"which the grids and attention windows of {model.name} need"
         )
+
+
+def open_validation(run: RunConfig) -> None:
+    """Raises DataError unless every validation set has an image to read."""
+    for source in (run.data, *run.data.val_also):
+        next(read_images(source, "val"))
 
 
 class Step(NamedTuple):
@@ -151,7 +163,7 @@ class Trainer:
         """This process among all."""
         return self.stream.rank
 
-    def run_to_end(self, shown: monitor.Monitor | None, watchdog: Watchdog | None) -> None:
+    def run_to_end(self, shown: monitor.Monitor | None, watchdog: Watchdog | NoWatchdog) -> None:
         """Step until the run's last step, reporting to `shown` on the rank that has it.
 
         Raises:
@@ -166,8 +178,7 @@ class Trainer:
         with Profile(run, self.rank) as profile:
             for batch, wait in self._batches():
                 number = batch["step"] + 1
-                if watchdog:
-                    watchdog.at(f"step {number}")
+                watchdog.at(f"step {number}")
                 if run.hours is not None and time.monotonic() - began > 3600 * run.hours:
                     self.told_to_stop = True
                 profile.at(batch["step"])
@@ -195,16 +206,16 @@ class Trainer:
                         shown.row("train", number, row | self._speed(since, elapsed, waited))
                     sums.zero_()
                     since, mark, waited = 0, time.monotonic(), 0.0
-                if number % run.validate_every == 0 or last:
-                    self.validate(shown, number, batch["epoch"])
-                    mark = time.monotonic()
+                pause = time.monotonic()
                 if self.saving is not None and not done.writing:
                     self._finish_saving()
                 if number % run.checkpoint.every == 0 or leaving:
-                    if watchdog:
-                        watchdog.at(f"saving after step {number}")
+                    watchdog.at(f"saving after step {number}")
                     self.save(number)
-                    mark = time.monotonic()
+                if number % run.validate_every == 0 or last:
+                    watchdog.at(f"validation after step {number}")
+                    self.validate(shown, number, batch["epoch"], watchdog.tick)
+                mark += time.monotonic() - pause
                 if leaving:
                     break
         self._finish_saving()
@@ -248,7 +259,9 @@ class Trainer:
         loss = float(agreed[0]) / self.stream.world_size
         return Step(mean, loss, stepped, bool(agreed[2]), bool(agreed[3]))
 
-    def validate(self, shown: monitor.Monitor | None, step: int, epoch: int) -> None:
+    def validate(
+        self, shown: monitor.Monitor | None, step: int, epoch: int, tick: Callable[[], None]
+    ) -> None:
         """Rows of figures over the validation sets, by the averaged weights where they are kept."""
         data = self.run.data
         sets = [("val", data), *((f"val-{Path(path).name}", path) for path in data.val_also)]
@@ -258,7 +271,13 @@ class Trainer:
                 if shown and kind == "val":
                     show = lambda *pictures: shown.pictures(step, *pictures)  # noqa: E731
                 figures = validate(
-                    self.engine, source, self.objective, self.rank, self.stream.world_size, show
+                    self.engine,
+                    source,
+                    self.objective,
+                    self.rank,
+                    self.stream.world_size,
+                    show,
+                    tick,
                 )
                 if shown:
                     shown.row(kind, step, _with_parts(figures) | self._position(step, epoch))
@@ -340,11 +359,7 @@ class Trainer:
             checkpoint.prune(self.run.folder, config.keep, config.keep_every)
 
     def _batches(self) -> Iterator[tuple[dict[str, Any], float]]:
-        """Batches, each with the seconds spent waiting for it, until the run's last step."""
-        if self.stream.step >= self.steps:
-            raise RunError(
-                f"{self.run.folder}: has done its {self.steps} steps; set a larger length to go on"
-            )
+        """Batches without end, each with the seconds spent waiting for it."""
         stream = iter(self.stream)
         while True:
             start = time.monotonic()

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -24,6 +25,9 @@ FIXED = ("seed", "model", "loss", "optimizer", "batch", "precision")
 FIXED_DATA = ("crop", "flips", "streams", "shuffle_buffer")
 """Fields of its data section that do."""
 
+NETWORK = ("model", "precision")
+"""What a run that branches off another one's checkpoint shares with it."""
+
 T = TypeVar("T")
 
 
@@ -35,8 +39,6 @@ class Start:
     """What it continues; None begins the run."""
     universal: bool = False
     """Whether that must go through DeepSpeed's universal form: other ranks or another stage."""
-    new: bool = True
-    """Whether the run has no records yet."""
 
 
 def on_rank_0(rank: int, work: Callable[[], T]) -> T:
@@ -96,15 +98,20 @@ def choose(run: RunConfig, resume: str, world_size: int, stage: int) -> Start:
     if resume == "auto":
         if not exists:
             return Start()
-        _check_same(run, record_path)
+        try:
+            before = json.loads(record_path.read_text())["config"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise RunError(f"{record_path}: is damaged ({error})") from None
+        _check_same(run, before, f"{run.folder} began", FIXED, FIXED_DATA)
         found = _newest_good(run.folder)
     else:
         found = checkpoint.at(Path(resume))
+        _check_same(run, found.record["config"], f"{found.folder} was saved", NETWORK)
         wrong = checkpoint.damage(found)
         if wrong:
             raise CheckpointError(f"{found.folder}: {wrong}")
     if found is None:
-        return Start(new=False)
+        return Start()
     spread = (found.record["world_size"], found.record["stage"])
     if 0 in (stage, spread[1]) and stage != spread[1]:
         raise CheckpointError(
@@ -112,7 +119,7 @@ def choose(run: RunConfig, resume: str, world_size: int, stage: int) -> Start:
             "keep the stage, or export it and begin a run with `init`"
         )
     # Stage 0 spreads nothing: any number of ranks can read it.
-    return Start(found, stage > 0 and spread != (world_size, stage), new=not exists)
+    return Start(found, stage > 0 and spread != (world_size, stage))
 
 
 def to_universal(found: Checkpoint) -> Path:
@@ -122,6 +129,7 @@ def to_universal(found: Checkpoint) -> Path:
         CheckpointError: if DeepSpeed cannot make it.
     """
     target = found.folder.with_name(f"{found.folder.name}_universal")
+    shutil.rmtree(target, ignore_errors=True)  # of a conversion that was cut short
     command = [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal"]
     command += ["--input_folder", str(found.folder), "--output_folder", str(target)]
     done = subprocess.run(command, capture_output=True, text=True)
@@ -133,11 +141,14 @@ def to_universal(found: Checkpoint) -> Path:
 
 def _newest_good(run_folder: Path) -> Checkpoint | None:
     """The newest checkpoint with nothing wrong; None if none was ever finished."""
-    finished = False
+    finished, passed = False, []
     for found in reversed(checkpoint.checkpoints(run_folder)):
         wrong = checkpoint.damage(found)
         if wrong is None:
+            for damaged in passed:  # or pruning would take them for the newest good ones
+                (damaged.folder / checkpoint.RECORD).unlink(missing_ok=True)
             return found
+        passed.append(found)
         log.warning("%s: %s; falling back to the one before", found.folder, wrong)
         finished = finished or found.record is not None
     if finished:
@@ -148,22 +159,22 @@ def _newest_good(run_folder: Path) -> Checkpoint | None:
     return None
 
 
-def _check_same(run: RunConfig, record_path: Path) -> None:
-    try:
-        before = json.loads(record_path.read_text())["config"]
-        before_data = before["data"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise RunError(f"{record_path}: is damaged ({error})") from None
+def _check_same(
+    run: RunConfig,
+    before: dict[str, Any],
+    when: str,
+    sections: tuple[str, ...],
+    data: tuple[str, ...] = (),
+) -> None:
     now = run.model_dump(mode="json")
-    pairs = [(name, before.get(name), now[name]) for name in FIXED]
-    pairs += [(f"data.{name}", before_data.get(name), now["data"][name]) for name in FIXED_DATA]
+    pairs = [(name, before.get(name), now[name]) for name in sections]
+    pairs += [(f"data.{name}", before["data"].get(name), now["data"][name]) for name in data]
     for name, old, new in pairs:
         if old == new:
             continue
         if isinstance(old, dict) and isinstance(new, dict):
-            key = next(key for key in new if old.get(key) != new[key])
-            name, old, new = f"{name}.{key}", old.get(key), new[key]
+            key = next(key for key in {**old, **new} if old.get(key) != new.get(key))
+            name, old, new = f"{name}.{key}", old.get(key), new.get(key)
         raise ConfigError(
-            f"{name}: was {old} when {record_path.parent} began and is now {new}; a run keeps it "
-            "to the end"
+            f"{name}: was {old} when {when} and is now {new}; a run keeps it to the end"
         )

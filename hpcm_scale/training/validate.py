@@ -21,6 +21,7 @@ def validate(
     rank: int = 0,
     world: int = 1,
     show: Show | None = None,
+    tick: Callable[[], None] = lambda: None,
 ) -> dict[str, float]:
     """Averages over the validation images: the objective's figures and "psnr" (8-bit RGB, dB).
 
@@ -30,6 +31,7 @@ def validate(
         network: a codec network, or a DeepSpeed engine around one; every rank calls with its own.
         data: the set, as `read_images` takes it.
         show: called with the first image of this rank.
+        tick: called before each image.
     """
     inner = getattr(network, "module", network)
     was_training = inner.training
@@ -40,6 +42,7 @@ def validate(
     device, dtype = first.device, first.dtype
     with torch.no_grad():
         for item in read_images(data, "val", rank, world):
+            tick()
             x = item.image[None].to(device).float() / 255
             output = network(pad(x, inner.image_multiple).to(dtype), None, show is not None)
             x_hat = output.x_hat[..., : x.shape[-2], : x.shape[-1]]

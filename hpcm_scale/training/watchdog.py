@@ -5,6 +5,7 @@ operation. Here a thread of every rank gives signs of life through the job's sto
 judges them by its own clock.
 """
 
+import contextlib
 import logging
 import os
 import socket
@@ -39,6 +40,7 @@ class Watchdog:
     def __init__(self, rank: int, world: int, patience: float, silence: float = SILENCE) -> None:
         self.rank, self.world, self.patience, self.silence = rank, world, patience, silence
         self._where = "starting"
+        self._moves = 0
         # Counts the collectives this rank has called.
         self._group = torch.distributed.distributed_c10d._get_default_group()
         self._ended = threading.Event()
@@ -59,6 +61,17 @@ class Watchdog:
     def at(self, where: str) -> None:
         """The main thread has come to `where`, such as "step 41"."""
         self._where = where
+        self._moves += 1
+
+    def tick(self) -> None:
+        """The main thread gets on where it is."""
+        self._moves += 1
+
+    def fail(self, reason: str) -> None:
+        """This rank cannot go on, and the others need not wait for it."""
+        with contextlib.suppress(DistError, RuntimeError):
+            self._store.set("pulse/verdict", f"rank {self.rank} failed: {reason}")
+        self.close()
 
     def close(self) -> None:
         """The work is done; whoever is still at it is not waited for."""
@@ -73,7 +86,7 @@ class Watchdog:
             while not self._ended.wait(INTERVAL):
                 beats += 1
                 # beats tell that the process lives, calls that its main thread gets on
-                calls = self._group._get_sequence_number_for_group()
+                calls = self._group._get_sequence_number_for_group() + self._moves
                 self._store.set(
                     f"pulse/{self.rank}", f"{beats} {calls} {socket.gethostname()} {self._where}"
                 )
@@ -136,3 +149,19 @@ class Watchdog:
         if self.rank == 0:
             time.sleep(3 * INTERVAL)  # the store goes with this process; let the others read it
         os._exit(JOB_LOST)  # the main thread may be inside a collective that never ends
+
+
+class NoWatchdog:
+    """What a job of one rank has in its place."""
+
+    def at(self, where: str) -> None:
+        """As of `Watchdog`."""
+
+    def tick(self) -> None:
+        """As of `Watchdog`."""
+
+    def fail(self, reason: str) -> None:
+        """As of `Watchdog`."""
+
+    def close(self) -> None:
+        """As of `Watchdog`."""

@@ -69,7 +69,7 @@ def test_the_cosine_falls_from_the_peak_to_its_share(warmup, steps, final):
     assert (np.diff(rates[warmup:]) <= 1e-12).all()
     middle = learning_rate(config, (warmup + steps + 1) / 2, steps + 1)
     assert middle == pytest.approx((1 + final) / 2)
-    assert final - 1e-9 <= rates[-1] < final + 0.02
+    assert final - 1e-9 <= rates[-1] < final + 0.03
 
 
 def test_ms_ssim_is_weighed_as_the_papers_do():

@@ -208,7 +208,7 @@ def integer_scale(step: ContextStep, name: str) -> Tensor:
     """
     scale = step.scale.detach().double().mul(1 << SCALE_BITS).round()
     largest = float(scale.abs().max())
-    if largest * LIMIT >= EXACT:
+    if not largest * LIMIT < EXACT:
         raise CheckpointError(
             f"{name}.scale: is up to {largest / (1 << SCALE_BITS):.4g}, exact arithmetic allows "
             f"{EXACT // LIMIT >> SCALE_BITS}; the training diverged, export an earlier checkpoint"

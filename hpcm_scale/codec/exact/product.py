@@ -36,8 +36,6 @@ ELEMENTS = 1 << 15
 """Weights that are put together from their digits at a time."""
 OUTPUTS = 256
 """Output channels whose weights are made integers at a time."""
-LARGEST_DIGITS = 1 << 17
-"""So many products of digits stay below 2^31 in sum."""
 
 
 class Added(NamedTuple):
@@ -96,7 +94,7 @@ class IntegerWeights:
         bound = np.ldexp(bound, finest - shift) + np.ldexp(float(added.largest), finest)
         if sloped:
             bound *= SLOPE_NUMERATOR
-        if bound.max() >= EXACT:
+        if not bound.max() < EXACT:  # a NaN is no bound either
             raise CheckpointError(
                 f"{name}: its sums could reach 2^{np.log2(bound.max()):.1f}, exact arithmetic "
                 "allows less than 2^53; the training diverged, export an earlier checkpoint"
