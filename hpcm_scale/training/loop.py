@@ -4,6 +4,7 @@ import logging
 import resource
 import shutil
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
@@ -51,6 +52,9 @@ def train(run: RunConfig, resume: str = "never") -> None:
         HpcmError: if configuration, data, checkpoint or run folder cannot be used.
         Interrupted: after SIGTERM, SIGUSR1 or `hours`, once the checkpoint is whole.
     """
+    told = threading.Event()  # to stop; from here on, or a rank would just die
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, lambda *_: told.set())
     choice = run.model
     model = model_config(choice.variant, choice.width, choice.depth, choice.overrides)
     check_crop(run, model)
@@ -68,7 +72,7 @@ def train(run: RunConfig, resume: str = "never") -> None:
         session.on_rank_0(rank, lambda: session.to_universal(start.checkpoint))
     engine = build_engine(run, model, world, start.universal)
     steps = run.total_steps(flops.train)
-    trainer = Trainer(run, engine, stream, flops.train, steps)
+    trainer = Trainer(run, engine, stream, flops.train, steps, told)
     if start.checkpoint is not None:
         trainer.load(start.checkpoint, start.universal)
     if stream.step >= steps:
@@ -136,7 +140,9 @@ class Trainer:
         stream: TrainStream,
         flops_per_image: float,
         steps: int,
+        told_to_stop: threading.Event,
     ) -> None:
+        self.told_to_stop = told_to_stop
         self.run, self.engine, self.stream, self.steps = run, engine, stream, steps
         self.flops_per_image = flops_per_image
         self.objective = RateDistortion(run.loss)
@@ -153,7 +159,6 @@ class Trainer:
         engine.checkpoint_engine = self.writer
         self.saving: int | None = None
         """The step whose checkpoint is being written."""
-        self.told_to_stop = False
         # A fraction of what this machine does, with all ranks busy as they are in a step.
         rate = peak_rate(engine.device, self.dtype)
         self.peak = float(self._sum(torch.tensor([rate], dtype=torch.float64))[0])
@@ -171,8 +176,6 @@ class Trainer:
             RunError: if too many steps in a row are skipped, or a checkpoint cannot be written.
         """
         run = self.run
-        for number in (signal.SIGTERM, signal.SIGUSR1):
-            signal.signal(number, self._stop)
         began = mark = time.monotonic()
         sums, since, waited = torch.zeros(len(self.figures), dtype=torch.float64), 0, 0.0
         with Profile(run, self.rank) as profile:
@@ -180,7 +183,7 @@ class Trainer:
                 number = batch["step"] + 1
                 watchdog.at(f"step {number}")
                 if run.hours is not None and time.monotonic() - began > 3600 * run.hours:
-                    self.told_to_stop = True
+                    self.told_to_stop.set()
                 profile.at(batch["step"])
                 done = self.step(batch)
                 waited += wait
@@ -248,7 +251,7 @@ class Trainer:
         failed = self.writer.error is not None
         agreed = self._sum(
             torch.tensor(
-                [mean[0], not good, self.told_to_stop, self.writer.busy and not failed],
+                [mean[0], not good, self.told_to_stop.is_set(), self.writer.busy and not failed],
                 dtype=torch.float64,
             )
         )
@@ -402,9 +405,6 @@ class Trainer:
     def _position(self, step: int, epoch: int) -> dict[str, float]:
         images = step * self.run.batch
         return {"images": images, "flops": images * self.flops_per_image, "epoch": epoch}
-
-    def _stop(self, *_: object) -> None:
-        self.told_to_stop = True
 
 
 def _with_parts(figures: dict[str, float]) -> dict[str, float]:

@@ -215,7 +215,7 @@ def test_pictures_are_coded_right_after_installation(
     files = []
     for quality in ("1", "2", "3"):
         coded = tmp_path / f"{quality}.hpcm"
-        code, said, error = run("encode", picture, "-o", coded, "-q", quality, "--verify")
+        code, _, error = run("encode", picture, "-o", coded, "-q", quality, "--verify")
         assert code == 0, error
         files.append(coded.stat().st_size)
         assert run("decode", coded, "-o", tmp_path / "out.png")[0] == 0
