@@ -154,6 +154,17 @@ def test_a_header_of_absurd_size_is_refused_before_anything_is_allocated(
         assert time.monotonic() - start < 1
 
 
+def test_tiles_without_payload_are_refused(codec: Codec, make_photo: Photo) -> None:
+    # An empty stack gives symbols without end: a few bytes would make a picture of any size.
+    parsed = container.read(codec.encode(make_photo(16, 16)))
+    for side, tiles in ((256, 1), (4096, 64)):
+        tile = None if tiles == 1 else (512, 512)
+        header = replace(parsed.header, width=side, height=side, tile=tile)
+        data = container.write(replace(parsed, header=header, payloads=(b"",) * tiles))
+        with pytest.raises(BitstreamError, match="claims"):
+            codec.decode(data)
+
+
 def test_tiles_that_do_not_suit_the_network_are_refused(codec: Codec, make_photo: Photo) -> None:
     data = codec.encode(make_photo(16, 16))
     with pytest.raises(BitstreamError, match="not multiples of 256"):

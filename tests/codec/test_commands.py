@@ -200,6 +200,7 @@ def test_the_quality_chooses_among_the_rates_there_are_models_for(
     folder.mkdir()
     for seed, lmbda in enumerate((0.05, 0.0018, 0.013)):
         save_tiny(folder / f"{seed}.safetensors", seed=seed, lmbda=lmbda)
+    (folder / "a download cut short.safetensors").write_bytes(b"0")
     monkeypatch.setenv("HPCM_MODELS", str(folder))
     for quality, lmbda in ((["-q", "1"], 0.0018), ([], 0.013), (["-q", "3"], 0.05)):
         code, said, _ = run("encode", picture, "-o", tmp_path / "a.hpcm", *quality)

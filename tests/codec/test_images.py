@@ -156,6 +156,30 @@ def test_damaged_missing_and_foreign_files_are_refused_by_name(tmp_path: Path) -
         read_picture(tmp_path / "missing.png")
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("kind", ["TIFF", "JPEG", "WEBP", "BMP", "GIF"])
+def test_no_mutation_of_a_picture_gets_past_as_another_error(kind: str) -> None:
+    good = _file(Image.fromarray(RGB[:16, :16]), kind)
+    generator = np.random.default_rng(0)
+    outcomes = set()
+    for _ in range(400):
+        data = bytearray(good)
+        for place in generator.integers(0, len(data), 3):
+            data[place] = generator.integers(256)
+        try:
+            read_picture(bytes(data))
+            outcomes.add("read")
+        except DataError:
+            outcomes.add("refused")
+    assert outcomes == {"read", "refused"}
+
+
+def test_a_transparent_grey_of_16_bits_is_refused_with_the_remedy() -> None:
+    sixteen = Image.fromarray(np.full((4, 4), 300, np.uint16))
+    with pytest.raises(DataError, match="16-bit greys as transparent"):
+        read_picture(_file(sixteen, "PNG", transparency=300))
+
+
 def test_a_huge_image_is_refused_before_its_pixels_are_read() -> None:
     claim = _png(60000, 60000, 8, 2, b"")
     with pytest.raises(DataError, match="60000×60000 is above"):

@@ -34,6 +34,8 @@ LARGEST_INPUTS = 1 << 16
 """So many products of digits stay below 2^31 in sum."""
 ELEMENTS = 1 << 15
 """Weights that are put together from their digits at a time."""
+TRIAL = 4096
+"""Bytes of each sum that is tried before byte products are relied on."""
 OUTPUTS = 256
 """Output channels whose weights are made integers at a time."""
 
@@ -204,6 +206,12 @@ def multiplies_bytes(device: torch.device) -> bool:
         return False
     if {"ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"} & os.environ.keys():
         return False
-    left = torch.full((64, 256), 127, dtype=torch.int8)
-    right = torch.full((256, 64), 127, dtype=torch.int8)
-    return bool((torch._int_mm(left, right) == 256 * 127 * 127).all())
+    return all(_trial(a, b) for a in (127, -128) for b in (127, -128))
+
+
+def _trial(a: int, b: int) -> bool:
+    """Whether products of extreme bytes are right, as sums that float32 would round."""
+    left = torch.full((64, 2 * TRIAL), a, dtype=torch.int8)[:, :TRIAL]
+    right = torch.full((TRIAL, 64), b, dtype=torch.int8)
+    left[:, 0], right[0] = 1, 1
+    return bool((torch._int_mm(left, right) == (TRIAL - 1) * a * b + 1).all())
