@@ -176,7 +176,7 @@ def _stage_3(
     if any(group.numel() == 0 for group in sub_groups[0]):
         raise CheckpointError(
             f"{folder}: its master weights were swapped to disk (offload_optimizer: nvme) in a "
-            "form that cannot be exported; train with offload to cpu"
+            "form that cannot be exported; train with offload_optimizer: cpu"
         )
     pieces, at = {}, 0
     for name, shape in shapes.items():
