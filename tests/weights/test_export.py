@@ -233,7 +233,9 @@ def test_weights_that_deepspeed_swapped_to_disk_are_refused_in_one_line(run, tmp
         state["optimizer_state_dict"]["fp32_flat_groups"][0] = torch.empty(0)
         torch.save(state, path)
     finish(checkpoint, 3)
-    with pytest.raises(CheckpointError, match=r"swapped to disk .* train with offload_optimizer: cpu"):
+    with pytest.raises(
+        CheckpointError, match=r"swapped to disk .* train with offload_optimizer: cpu"
+    ):
         export_run(run, tmp_path / "model.safetensors")
     add_average(run, torch.load(run / "expected.pt"))
     assert export_run(run, tmp_path / "model.safetensors").weights == "ema"
