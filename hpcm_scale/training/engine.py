@@ -54,7 +54,20 @@ def init_distributed(timeout: float) -> tuple[int, int]:
         # Later than the watchdog, which knows the rank that is waited for.
         timeout=timedelta(seconds=1.2 * timeout + 60),
     )
-    return deepspeed.comm.get_rank(), deepspeed.comm.get_world_size()
+    rank = deepspeed.comm.get_rank()
+    deepspeed.comm.barrier()
+    _forget_shared_memory(rank)
+    return rank, deepspeed.comm.get_world_size()
+
+
+def _forget_shared_memory(rank: int) -> None:
+    """Remove the name of this rank's buffer for reductions inside a host, once all have opened it.
+
+    DeepSpeed never does: every job would leave 66 MB of memory taken on each rank's host.
+    """
+    address, port = os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]
+    name = f"deepspeed_allreduce_buffer_{os.getuid()}_{address}_{port}_{rank}"
+    Path("/dev/shm", name).unlink(missing_ok=True)
 
 
 def deepspeed_config(run: RunConfig, world_size: int) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from hpcm_scale.models.complexity import count_flops, count_parameters
 from hpcm_scale.models.zoo import build, model_config
 from hpcm_scale.training import checkpoint, monitor, session
 from hpcm_scale.training.average import WeightAverage
+from hpcm_scale.training.disks import DiskState
 from hpcm_scale.training.engine import build_engine, deepspeed_config, init_distributed, uses_bf16
 from hpcm_scale.training.guard import LossWatch, StepGuard
 from hpcm_scale.training.loss import RateDistortion, psnr
@@ -154,6 +155,7 @@ class Trainer:
         self.guard = StepGuard(engine, run.optimizer.clip)
         self.watch = LossWatch(run.guard)
         self.average = WeightAverage(engine) if run.optimizer.ema else None
+        self.on_disk = DiskState.of(engine)
         offloads = engine.zero_offload_optimizer() is not None
         self.writer = CheckpointWriter(run.checkpoint.background and not offloads)
         engine.checkpoint_engine = self.writer
@@ -301,6 +303,8 @@ class Trainer:
         if self.average and (spread or self.rank == 0):
             name = f"ema-{self.rank:05d}.safetensors"
             self.writer.save_tensors(folder / name, *self.average.tensors())
+        if self.on_disk:
+            self.on_disk.save(self.writer, folder)
         self.writer.finish()
         # Only from here on do the states of this step change.
         self.record = {

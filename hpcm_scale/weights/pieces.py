@@ -3,7 +3,8 @@
 DeepSpeed flattens the fp32 master weights and spreads them over ranks. Its stages 1 and 2 cut the
 concatenation of all parameters into one partition a rank, so a parameter may cross a cut; stage 3
 cuts every parameter into equal parts, the last one padded, and a rank's parts follow each other in
-sub-groups. A moving average kept by the run is stored by the run itself, as named pieces.
+sub-groups. Sub-groups that live on disks have files of their own (training/disks.py). A moving
+average kept by the run is stored by the run itself, as named pieces.
 """
 
 import json
@@ -26,7 +27,15 @@ _OPTIMIZER_FILE = re.compile(r"(?:bf16_)?zero_pp_rank_(\d+)_mp_rank_00_optim_sta
 # DeepSpeed's keys: in the optimizer's state, and of the shapes in the model's.
 _PARTITIONS, _SUB_GROUPS = "single_partition_of_fp32_groups", "fp32_flat_groups"
 
+MASTER = "fp32"
+"""The master weights in the file of a swapped sub-group."""
+
 Shapes = Mapping[str, tuple[int, ...]]
+
+
+def swapped_file(rank: int, group: int) -> str:
+    """The file in a checkpoint of a sub-group of a rank that lives on disk between steps."""
+    return f"swapped-{rank:05d}-{group:05d}.safetensors"
 
 
 class PiecedWeights(Mapping[str, Tensor]):
@@ -88,7 +97,14 @@ def master_weights(folder: Path) -> PiecedWeights:
         ]
         shapes = {name: shape for group in groups for name, shape in group.items()}
         if _SUB_GROUPS in states[0]:
-            pieces = _stage_3([state[_SUB_GROUPS] for state in states], shapes, folder)
+            flats = [
+                [
+                    flat if flat.numel() else _swapped(folder / swapped_file(rank, i))
+                    for i, flat in enumerate(state[_SUB_GROUPS])
+                ]
+                for rank, state in enumerate(states)
+            ]
+            pieces = _stage_3(flats, shapes, folder)
         else:
             paddings = states[0].get("param_alignment_paddings") or [None] * len(groups)
             pieces = {}
@@ -173,11 +189,6 @@ def _stage_3(
 ) -> dict[str, list[Tensor]]:
     """Pieces of all parameters from the sub-groups of every rank."""
     world = len(sub_groups)
-    if any(group.numel() == 0 for group in sub_groups[0]):
-        raise CheckpointError(
-            f"{folder}: its master weights were swapped to disk (offload_optimizer: nvme) in a "
-            "form that cannot be exported; train with offload_optimizer: cpu"
-        )
     pieces, at = {}, 0
     for name, shape in shapes.items():
         left, share = prod(shape), ceil(prod(shape) / world)
@@ -202,6 +213,15 @@ def _cut(flats: Sequence[Tensor], start: int, stop: int, folder: Path) -> list[T
     if at < stop:
         raise CheckpointError(f"{folder}: its partitions are shorter than its weights")
     return views
+
+
+def _swapped(path: Path) -> Tensor:
+    """The master weights of a sub-group from its own file, mapped."""
+    try:
+        with safe_open(path, framework="pt") as stored:
+            return stored.get_tensor(MASTER)
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path}: cannot be read ({error})") from None
 
 
 def _load(path: Path) -> Any:

@@ -42,7 +42,10 @@ def test_a_run_leaves_its_records(two_ranks):
 
 
 def test_the_same_seed_gives_the_same_losses(two_ranks, dataset, tmp_path):
+    shared = Path("/dev/shm")
+    before = set(shared.glob("deepspeed_*"))
     assert launch(tmp_path, dataset, 2).returncode == 0
+    assert set(shared.glob("deepspeed_*")) <= before  # memory that no process would give back
     for kind in ("train", "val"):
         first, second = rows(two_ranks, kind), rows(tmp_path, kind)
         assert [row["loss"] for row in first] == [row["loss"] for row in second]

@@ -1,0 +1,53 @@
+"""Runs a command and says what it took: `python launch/phase.py NAME COMMAND...`.
+
+Seconds, and the most memory its processes had together: resident, and of that what is no file's
+(pages of mapped files go back when others need them). Ends with the command's exit code.
+"""
+
+import subprocess
+import sys
+import time
+
+import psutil
+
+EVERY = 0.5
+"""Seconds between two looks."""
+
+
+def main() -> int:
+    name, *command = sys.argv[1:]
+    start = time.monotonic()
+    process = subprocess.Popen(command)
+    resident = anonymous = 0
+    while process.poll() is None:
+        sizes = [_sizes(p) for p in _family(process.pid)]
+        resident = max(resident, sum(total for total, _ in sizes))
+        anonymous = max(anonymous, sum(own for _, own in sizes))
+        time.sleep(EVERY)
+    print(
+        f"{name}: {time.monotonic() - start:.0f} s, {resident / 2**30:.2f} GiB resident, "
+        f"{anonymous / 2**30:.2f} GiB without files",
+        flush=True,
+    )
+    return process.returncode
+
+
+def _family(pid: int) -> list[psutil.Process]:
+    try:
+        process = psutil.Process(pid)
+        return [process, *process.children(recursive=True)]
+    except psutil.Error:
+        return []
+
+
+def _sizes(process: psutil.Process) -> tuple[int, int]:
+    """Bytes of a process in memory, and those that are neither file's nor shared."""
+    try:
+        memory = process.memory_info()
+    except psutil.Error:  # it has ended
+        return 0, 0
+    return memory.rss, memory.rss - memory.shared
+
+
+if __name__ == "__main__":
+    sys.exit(main())
