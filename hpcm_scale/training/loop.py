@@ -4,6 +4,7 @@ import logging
 import resource
 import shutil
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from hpcm_scale.config import ModelConfig, RunConfig
 from hpcm_scale.data.stream import TrainStream, read_images
-from hpcm_scale.errors import ConfigError, RunError
+from hpcm_scale.errors import ConfigError, HpcmError, RunError
 from hpcm_scale.models.bench import peak_rate
 from hpcm_scale.models.complexity import count_flops, count_parameters
 from hpcm_scale.models.zoo import build, model_config
@@ -94,6 +95,10 @@ def train(run: RunConfig, resume: str = "never") -> None:
         watchdog.close()
         raise
     except Exception as error:
+        if rank and isinstance(error, HpcmError | OSError):
+            # This rank's alone. launch/train.py speaks for rank 0, which may see no more of it than
+            # a closed connection.
+            sys.stderr.write(f"train: rank {rank}: {' '.join(str(error).split())}\n")
         watchdog.fail(f"{type(error).__name__}: {error}")
         raise
     watchdog.close()

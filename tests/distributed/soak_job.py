@@ -11,14 +11,18 @@ import numpy as np
 import psutil
 from PIL import Image
 
+from hpcm_scale.data.order import Order
 from hpcm_scale.data.pack import pack
 from hpcm_scale.data.recipe import read_recipe
+from hpcm_scale.data.shards import read_manifest
 from tests.distributed.jobs import ROOT, deepspeed, environment
 
 RANKS = 2
 BATCH = 2
 SEED = 3
 CROP = 256
+STREAMS = 4
+SHUFFLED = 4
 EVERY = 5
 """Steps between checkpoints."""
 
@@ -26,7 +30,8 @@ RUN = f"""
 name: soak
 seed: {SEED}
 model: {{variant: base, width: 0.025}}
-data: {{crop: {CROP}, streams: 4, workers: 1, shuffle_buffer: 4, max_bad_rate: 0}}
+data:
+  {{crop: {CROP}, streams: {STREAMS}, workers: 1, shuffle_buffer: {SHUFFLED}, max_bad_rate: 0}}
 optimizer: {{lr: 1.0e-3, ema: 0.9}}
 deepspeed: zero3
 batch: {BATCH}
@@ -51,6 +56,12 @@ def make_dataset(folder: Path) -> Path:
     return folder / "shards"
 
 
+def order_of(dataset: Path) -> Order:
+    """The order in which the run has to consume its samples."""
+    split = read_manifest(str(dataset)).split("train", str(dataset))
+    return Order([shard.samples for shard in split.shards], STREAMS, SEED, SHUFFLED)
+
+
 class Job:
     """Sessions of one run, one after the other.
 
@@ -62,6 +73,8 @@ class Job:
     def __init__(self, out: Path, record: Path, dataset: Path, steps: int) -> None:
         self.run, self.record, self.dataset, self.steps = out / "soak", record, dataset, steps
         self.session = 0
+        self.shared_left = 0
+        """DeepSpeed's buffers that killed jobs have left in shared memory; removed here."""
         self.process: subprocess.Popen | None = None
         self._seen: dict[int, psutil.Process] = {}
         record.mkdir(parents=True)
@@ -71,14 +84,15 @@ class Job:
         """Start the next session."""
         self.session += 1
         self._seen = {}
-        self.shared = set(Path("/dev/shm").iterdir())
         changes = (f"data.train={self.dataset}", f"out={self.run.parent}", f"steps={self.steps}")
         arguments = ["--config", str(self.record / "run.yaml"), "--resume", "auto"]
         for change in changes:
             arguments += ["--set", change]
+        launcher = deepspeed(RANKS)
+        self._port = launcher[-1]
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
-                [*deepspeed(RANKS), "tests/distributed/recorded.py", *arguments],
+                [*launcher, "tests/distributed/recorded.py", *arguments],
                 cwd=ROOT,
                 env=environment() | {"SESSION": str(self.session), "RECORD": str(self.record)},
                 stdout=log,
@@ -145,6 +159,9 @@ class Job:
         for process in left:
             process.kill()
         self.process.wait()
+        for buffer in Path("/dev/shm").glob(f"deepspeed_*_{self._port}_*"):
+            buffer.unlink()
+            self.shared_left += 1
         return code, len(left)
 
     def step(self) -> int:
