@@ -13,21 +13,7 @@ export DS_ACCELERATOR=${DS_ACCELERATOR:-$(python -c 'import torch; print("cuda" 
 
 # Nine real photos, from the scikit-image and scikit-learn packages.
 rm -rf quickstart
-mkdir -p quickstart/photos
-python - <<'PYTHON'
-import shutil
-from importlib.resources import files
-
-from skimage import data
-from sklearn import datasets
-
-names = ["astronaut.png", "chelsea.png", "coffee.png", "motorcycle_left.png"]
-names += ["motorcycle_right.png", "rocket.jpg", "retina.jpg"]
-photos = [files(data) / name for name in names]
-photos += [files(datasets) / "images" / name for name in ("china.jpg", "flower.jpg")]
-for photo in photos:
-    shutil.copy(photo, "quickstart/photos")
-PYTHON
+python launch/photos.py quickstart/photos
 
 # 1. Photos into tar shards with a manifest; two photos are kept for validation.
 hpcm-scale pack quickstart/photos quickstart/shards --recipe shards/quickstart.yaml

@@ -139,9 +139,10 @@ class ResidualPair(nn.Module):
     def forward(self, x: Tensor, h: Tensor) -> Tensor:
         """(B, C, H, W) twice -> (B, C, H, W)."""
         b, c, height, width = x.shape
+        # A single picture's rows may be a view that lies in memory by channels.
         rows = _ResidualPair.apply(
-            x.permute(0, 2, 3, 1).reshape(-1, c),
-            h.permute(0, 2, 3, 1).reshape(-1, c),
+            x.permute(0, 2, 3, 1).reshape(-1, c).contiguous(),
+            h.permute(0, 2, 3, 1).reshape(-1, c).contiguous(),
             self.expand_weight,
             self.expand_bias,
             self.project_weight,

@@ -49,7 +49,10 @@ def added(x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor) -> Tensor:
 
 
 def weight_gradient(grad: Tensor, x: Tensor) -> Tensor:
-    """gradᵀ x (O, I) of grad (n, O) and x (n, I); no gradient."""
+    """gradᵀ x (O, I) of grad (n, O) and x (n, I), both contiguous; no gradient.
+
+    For others oneDNN has only its reference loops, a hundred times slower.
+    """
     # oneDNN first copies both to turn them over, which only large products repay.
     if _quick(x) and min(grad.shape[1], x.shape[1]) >= TURNED:
         return torch.ops.mkldnn._linear_pointwise(grad.t(), x.t(), None, "none", [], "")
@@ -73,7 +76,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """F.linear over the last dimension of x (..., I), with its gradient."""
     if not _quick(x):
         return F.linear(x, weight, bias)
-    rows = _Linear.apply(x.reshape(-1, x.shape[-1]), weight, bias)
+    rows = _Linear.apply(x.reshape(-1, x.shape[-1]).contiguous(), weight, bias)
     return rows.view(*x.shape[:-1], len(weight))
 
 

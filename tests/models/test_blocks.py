@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hpcm_scale.models import blocks
+from hpcm_scale.models import blocks, linear
 
 
 @given(st.integers(1, 3), st.integers(1, 9), st.integers(1, 70), st.integers(1, 3), st.data())
@@ -34,6 +34,25 @@ def test_the_residual_pair_is_its_definition(batch, height, width, expansion, da
     assert torch.allclose(found, expected)
     for one, other in zip(gradients, torch.autograd.grad(expected, inputs, weights), strict=True):
         assert torch.allclose(one, other)
+
+
+def test_products_of_a_single_picture_see_rows_that_lie_together(monkeypatch):
+    """Rows of one channels-first picture are a view without a copy, a matrix that lies by columns;
+    for the gradient of such oneDNN falls back to its reference loops."""
+    seen = []
+
+    def recorded(grad, x):
+        seen.extend((grad, x))
+        return grad.t() @ x
+
+    monkeypatch.setattr(blocks, "weight_gradient", recorded)
+    monkeypatch.setattr(linear, "weight_gradient", recorded)
+    net = torch.nn.Sequential(
+        blocks.PConvRB(64, 2, 2), blocks.DWConvRB(64), blocks.Conv1x1(64, 64), blocks.Down2x2(64, 8)
+    )
+    net(torch.randn(1, 64, 16, 16)).square().sum().backward()
+    assert len(seen) == 2 * 6
+    assert all(matrix.is_contiguous() for matrix in seen)
 
 
 def test_compiled_transforms_and_context_nets_give_the_same():

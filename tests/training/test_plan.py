@@ -1,6 +1,7 @@
 """Plans before a run starts, and plans for clusters that are not at hand."""
 
 import math
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -141,3 +142,10 @@ def test_the_verb_says_what_it_recommends_and_fails_where_nothing_fits():
     assert isinstance(failed.exception, RunError)
     wrong = CliRunner().invoke(app, [*small, "--memory", "80 apples"])
     assert "80 apples" in str(wrong.exception)
+
+
+def test_the_page_on_larger_clusters_is_what_plan_computes():
+    """launch/LARGER.md: `hpcm-scale plan --model 1b --paper > launch/LARGER.md` after a change."""
+    done = CliRunner().invoke(app, ["plan", "--model", "1b", "--paper"])
+    assert done.exit_code == 0, done.output
+    assert done.output == (Path(__file__).parents[2] / "launch" / "LARGER.md").read_text()

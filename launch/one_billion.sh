@@ -1,0 +1,37 @@
+#!/usr/bin/env bash
+# HPCM-1B on one machine of 24 GiB, without GPU: optimizer steps, a checkpoint, more steps from it, export, a picture to a file and back.
+#   bash launch/one_billion.sh [PHOTOS [PICTURE]]
+# PHOTOS is a folder of photos to train on and PICTURE one to code, both of the quick start if not given.
+# Parameters and optimizer state are on the disk of one_billion/, which needs 45 GB and libaio-dev (Debian) for DeepSpeed's asynchronous I/O.
+# RANKS=2 spreads them over two processes. Every phase ends with a line of what it took.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+bash launch/setup_env.sh
+source .venv/bin/activate
+export DS_ACCELERATOR=${DS_ACCELERATOR:-cpu}
+ranks=${RANKS:-1}
+
+rm -rf one_billion
+mkdir -p one_billion
+photos=${1:-one_billion/photos}
+[ $# -gt 0 ] || python launch/photos.py "$photos"
+picture=${2:-$photos/chelsea.png}
+hpcm-scale pack "$photos" one_billion/shards --recipe shards/quickstart.yaml
+
+run=(launch/train.py --config configs/runs/one-billion.yaml --set data.train=one_billion/shards --set out=one_billion --set batch="$ranks")
+start=(deepspeed --quiet --num_accelerators "$ranks")
+[ "$ranks" != 1 ] || start=(python)
+took() { python launch/phase.py "$@"; }
+disk() { du -sh one_billion/1b | sed 's/\t.*/ on disk/'; }
+
+# What it needs, worked out beforehand; this ends here if the machine has less.
+python "${run[@]}" --dry-run
+took "steps 1 to 6" "${start[@]}" "${run[@]}" --set checkpoint.every=6
+disk
+took "steps 7 and 8, resumed" "${start[@]}" "${run[@]}" --resume auto --set steps=8 --set checkpoint.every=8
+disk
+took "export" hpcm-scale export one_billion/1b one_billion/model.safetensors --shard-size 1GB --no-check
+ls -lh one_billion/model* | awk '{print $5, $9}'
+took "encode" hpcm-scale encode "$picture" -o one_billion/picture.hpcm --model one_billion/model.safetensors.index.json -v
+took "decode" hpcm-scale decode one_billion/picture.hpcm -o one_billion/picture.png --model one_billion/model.safetensors.index.json -v
+hpcm-scale compare "$picture" one_billion/picture.png
