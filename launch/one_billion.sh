@@ -14,9 +14,13 @@ ranks=${RANKS:-1}
 rm -rf one_billion
 mkdir -p one_billion
 photos=${1:-one_billion/photos}
-[ $# -gt 0 ] || python launch/photos.py "$photos"
-picture=${2:-$photos/chelsea.png}
-hpcm-scale pack "$photos" one_billion/shards --recipe shards/quickstart.yaml
+picture=${2:-one_billion/photos/chelsea.png}
+recipe=shards/photos.yaml
+if [ $# = 0 ]; then
+    python launch/photos.py "$photos"
+    recipe=shards/quickstart.yaml
+fi
+hpcm-scale pack "$photos" one_billion/shards --recipe "$recipe"
 
 run=(launch/train.py --config configs/runs/one-billion.yaml --set data.train=one_billion/shards --set out=one_billion --set batch="$ranks")
 start=(deepspeed --quiet --num_accelerators "$ranks")

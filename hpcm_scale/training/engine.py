@@ -1,7 +1,9 @@
 """From a run's configuration to a DeepSpeed engine on every rank."""
 
+import ctypes
 import json
 import os
+import sys
 import warnings
 from datetime import timedelta
 from pathlib import Path
@@ -46,6 +48,8 @@ def init_distributed(timeout: float) -> tuple[int, int]:
         torch.set_num_threads(max(1, cores // int(ranks)))
     if os.environ["LOCAL_RANK"] == "0":
         drop_stale_locks()
+    # Operators are compiled by this environment's ninja: another version compiles all anew.
+    os.environ["PATH"] = f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}"
     # DeepSpeed 0.19 calls collectives by names that torch 2.13 renamed, and warns at each.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
     deepspeed.init_distributed(
@@ -185,6 +189,7 @@ def build_engine(
     # Gathered and released as one, a block costs a third of the collectives and hooks. Not the
     # blocks of shared nets: DeepSpeed 0.19 reduces a leaf's gradients at its every use.
     deepspeed.utils.set_z3_leaf_modules(network, [PConvRB])
+    _trim_heap()
     engine, *_ = deepspeed.initialize(
         model=network, model_parameters=network.parameters(), config=config
     )
@@ -192,6 +197,17 @@ def build_engine(
     # collectives; `hpcm-scale export` does what they do.
     engine._copy_recovery_script = lambda _: None
     return engine
+
+
+def _trim_heap() -> None:
+    """Give freed memory back to the system, where the C library can.
+
+    A network that is built, cut up and given away parameter by parameter leaves gaps of its whole
+    size in glibc's heap: 3.1 of 3.7 GiB for 1B.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 def _start_from(network: torch.nn.Module, path: Path, model: ModelConfig) -> None:

@@ -14,6 +14,8 @@ from hpcm_scale.config import GuardConfig
 
 MEMORY = 0.98
 """Weight of the past in the running average that a loss is compared with."""
+PART = 2**24
+"""Gradients looked at together."""
 YOUNG = 50
 """Steps before the running average can tell a spike."""
 
@@ -39,13 +41,14 @@ class StepGuard:
         optimizer = engine.optimizer
         self._is_zero = hasattr(optimizer, "has_overflow")
         if self._is_zero:
-            optimizer.has_overflow = self._or_bad_loss(optimizer.has_overflow)
             if self.stage == 3:
+                optimizer.has_overflow = self._stage_3_is_bad
                 # It looks for overflows of 16-bit floats alone.
                 optimizer._overflow_check_and_loss_scale_update = MethodType(
                     _always_check, optimizer
                 )
             else:
+                optimizer.has_overflow = self._or_bad_loss(optimizer.has_overflow)
                 optimizer.check_grad_overflow = True
 
     def step(self) -> bool:
@@ -65,6 +68,18 @@ class StepGuard:
             return bool(has_overflow(*arguments, **options)) or self.bad_loss
 
         return checked
+
+    def _stage_3_is_bad(self, *_: object, **__: object) -> bool:
+        """Whether loss or gradient of any rank is bad.
+
+        DeepSpeed's own would make three copies of all gradients at once.
+        """
+        flat = self.engine.optimizer.grad_partitions_flat_buffer
+        finite = all(bool(part.isfinite().all()) for part in flat.split(PART))
+        # On the accelerator, though gradients may be in the host's memory.
+        bad = torch.tensor([self.bad_loss or not finite], device=self.engine.device).byte()
+        torch.distributed.all_reduce(bad, torch.distributed.ReduceOp.MAX)
+        return bool(bad)
 
     def _plain_step(self) -> bool:
         """Stage 0 in fp32: torch's own optimizer, whole gradients, equal on all ranks."""
