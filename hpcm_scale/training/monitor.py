@@ -177,5 +177,9 @@ class Monitor:
     def _write(self, kind: str, step: int, figures: Mapping[str, Any]) -> dict[str, Any]:
         seconds = self.before + time.monotonic() - self.opened
         row = {"kind": kind, "step": step, "seconds": seconds, **figures}
-        self.rows.write(json.dumps(row) + "\n")
+        try:
+            self.rows.write(json.dumps(row) + "\n")
+        except OSError as error:
+            error.filename = self.rows.name  # which the message would not tell
+            raise
         return row

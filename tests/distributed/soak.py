@@ -150,8 +150,9 @@ def after_sessions(harm: Harm, sessions: list[dict[str, Any]]) -> list[Check]:
     alone = [s for s in sessions if not s["by a fault"] and s["exit code"] != 0]
     checks = [Check("no session failed without a fault", not alone, f"{len(alone)} did")]
     for fault in (fault for fault in harm.injected if fault.damaged):
-        log = (harm.job.record / f"session-{fault.session + 1:02d}.log").read_text()
-        text = " ".join(log.split())
+        # The next session may have been killed before it came to look at checkpoints.
+        logs = sorted(harm.job.record.glob("session-*.log"))[fault.session :]
+        text = " ".join("".join(log.read_text() for log in logs).split())
         at = int(fault.damaged.removeprefix("step-"))
         first = next(s["first step"] for s in sessions[fault.session :] if s["first step"])
         passed = f"{fault.damaged}: " in text and "its checksum differs" in text and first < at
