@@ -25,7 +25,7 @@ from rich.table import Table
 
 from tests.distributed.soak_checks import Check, check, single_bytes
 from tests.distributed.soak_faults import SOAK, Harm, as_row, schedule, small_disk
-from tests.distributed.soak_job import BATCH, EVERY, RANKS, Job, make_dataset
+from tests.distributed.soak_job import BATCH, EVERY, RANKS, Job, copy_code, make_dataset
 
 SPARE = 5
 """Sessions a run may take beyond one for each fault."""
@@ -46,7 +46,8 @@ def soak(out: Path, steps: int, seed: int, counts: dict[str, int], say: Any) -> 
     """
     began = time.monotonic()
     dataset = make_dataset(out / "pictures")
-    clean = Job(out / "clean", out / "clean-record", dataset, steps)
+    code = copy_code(out / "code")
+    clean = Job(code, out / "clean", out / "clean-record", dataset, steps)
     clean.begin()
     code, _ = clean.end(3600)
     if code != 0:
@@ -54,7 +55,7 @@ def soak(out: Path, steps: int, seed: int, counts: dict[str, int], say: Any) -> 
     clean_seconds = time.monotonic() - began
     say(f"clean run: {steps} steps in {clean_seconds:.0f} s")
 
-    faulty = Job(out / "disk" / "run", out / "faulty-record", dataset, steps)
+    faulty = Job(code, out / "disk" / "run", out / "faulty-record", dataset, steps)
     dice = random.Random(seed)
     without = []
     with ExitStack() as stack:
@@ -223,13 +224,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--kills", type=int, default=6, help="times that a random rank is killed")
     parser.add_argument("--out", type=Path, required=True, help="a folder to make")
     arguments = parser.parse_args()
     console = Console()
     out = arguments.out.absolute()
     out.mkdir(parents=True)
+    counts = SOAK | {"a rank killed": arguments.kills}
     report = soak(
-        out, arguments.steps, arguments.seed, SOAK, lambda line: console.print(line, markup=False)
+        out, arguments.steps, arguments.seed, counts, lambda line: console.print(line, markup=False)
     )
     command = f"python -m tests.distributed.soak {' '.join(sys.argv[1:])}"
     (out / "report.json").write_text(json.dumps(report, indent=1) + "\n")

@@ -301,7 +301,6 @@ FAULTS: dict[str, Callable[[Harm, Injected], None]] = {
 }
 
 SOAK: dict[str, int] = dict.fromkeys(FAULTS, 1) | {
-    "a rank killed": 6,
     "a rank killed while saving": 2,
     "a slow rank": 2,
 }

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import time
 from collections.abc import Callable
@@ -62,15 +63,27 @@ def order_of(dataset: Path) -> Order:
     return Order([shard.samples for shard in split.shards], STREAMS, SEED, SHUFFLED)
 
 
+def copy_code(target: Path) -> Path:
+    """The code that all sessions run: a change to it in between could change their rounding."""
+    for folder in ("hpcm_scale", "configs", "launch"):
+        shutil.copytree(ROOT / folder, target / folder)
+    entry = Path("tests", "distributed", "recorded.py")
+    (target / entry).parent.mkdir(parents=True)
+    shutil.copy(ROOT / entry, target / entry)
+    return target
+
+
 class Job:
     """Sessions of one run, one after the other.
 
     Args:
+        code: as `copy_code` leaves it.
         out: gets the run's folder; it may become full.
         record: gets what the ranks consume, and a log of every session.
     """
 
-    def __init__(self, out: Path, record: Path, dataset: Path, steps: int) -> None:
+    def __init__(self, code: Path, out: Path, record: Path, dataset: Path, steps: int) -> None:
+        self.code = code
         self.run, self.record, self.dataset, self.steps = out / "soak", record, dataset, steps
         self.session = 0
         self.shared_left = 0
@@ -88,13 +101,15 @@ class Job:
         arguments = ["--config", str(self.record / "run.yaml"), "--resume", "auto"]
         for change in changes:
             arguments += ["--set", change]
+        described = {"SESSION": str(self.session), "RECORD": str(self.record)}
+        described["PYTHONPATH"] = str(self.code)  # before the package that is installed
         launcher = deepspeed(RANKS)
         self._port = launcher[-1]
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
                 [*launcher, "tests/distributed/recorded.py", *arguments],
-                cwd=ROOT,
-                env=environment() | {"SESSION": str(self.session), "RECORD": str(self.record)},
+                cwd=self.code,
+                env=environment() | described,
                 stdout=log,
                 stderr=subprocess.STDOUT,
             )
