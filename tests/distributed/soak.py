@@ -49,9 +49,9 @@ def soak(out: Path, steps: int, seed: int, counts: dict[str, int], say: Any) -> 
     code = copy_code(out / "code")
     clean = Job(code, out / "clean", out / "clean-record", dataset, steps)
     clean.begin()
-    code, _ = clean.end(3600)
-    if code != 0:
-        raise SoakError(f"the clean run ended with exit code {code}: {clean.log}")
+    exit_code, _ = clean.end(3600)
+    if exit_code != 0:
+        raise SoakError(f"the clean run ended with exit code {exit_code}: {clean.log}")
     clean_seconds = time.monotonic() - began
     say(f"clean run: {steps} steps in {clean_seconds:.0f} s")
 
