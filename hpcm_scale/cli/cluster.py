@@ -27,7 +27,7 @@ def plan(
     between: float = typer.Option(50e9, min=1, help="Bytes/s of an accelerator to other hosts."),
     price: float = typer.Option(2.5, min=0, help="Of an accelerator-hour."),
     paper: bool = typer.Option(
-        False, "--paper", help="A page on 8, 64 and 512 H100s and two sizes of dataset instead (launch/LARGER.md)."
+        False, "--paper", help="A page on 8, 64 and 512 H100s instead: launch/LARGER.md."
     ),
     measure: bool = typer.Option(
         False, "--measure", help="Hold predicted memory against real runs on this CPU instead."

@@ -5,6 +5,7 @@ them; activations are counted by running forward and backward on the meta device
 every storage that is made and freed. `hpcm-scale plan --measure` holds the sums against real runs.
 """
 
+import re
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -181,6 +182,22 @@ def parameter_sizes(model: ModelConfig) -> tuple[int, int]:
     return sum(sizes), max(sizes)
 
 
+def recomputed_parameters(model: ModelConfig) -> int:
+    """Parameters of the largest part that activation checkpointing recomputes at once.
+
+    A coding step and the shared net that runs in it. torch's checkpoint keeps what the recomputed
+    part saves for its backward pass, gathered weights among them, until that is over.
+    """
+    random = torch.get_rng_state()
+    with torch.device("meta"):
+        network = build(model)
+    torch.set_rng_state(random)
+    sizes = {name: sum(p.numel() for p in m.parameters()) for name, m in network.named_modules()}
+    step = max((n for name, n in sizes.items() if re.fullmatch(r"steps\.\d+", name)), default=0)
+    shared = max((n for name, n in sizes.items() if re.fullmatch(r"shared_\w+", name)), default=0)
+    return step + shared
+
+
 @dataclass(frozen=True)
 class Spread:
     """What a DeepSpeed configuration says of memory; sizes in elements, DeepSpeed's defaults."""
@@ -314,6 +331,7 @@ def rank_memory(
             host += each * (
                 spread.parameter_buffers * spread.parameter_buffer
                 + min(spread.parameters_in_cpu, share)
+                + min(spread.sub_group + largest, share)  # on the way back to the disk
             )
         parameters = 0.0
     return Memory(
@@ -322,7 +340,8 @@ def rank_memory(
         optimizer=states,
         ema=ema_bytes,
         activations=activations,
-        buffers=_buffers(spread, count, largest, ranks, each, cpu),
+        buffers=_buffers(spread, count, largest, ranks, each, cpu)
+        + (_held(model, spread, count, largest, ranks, each, cpu) if checkpointing else 0.0),
         retained=work.retained,
         update=_update(spread, count, largest, ranks, cpu),
         copy=saved if background_copy and not offloaded else 0.0,
@@ -347,6 +366,24 @@ def _buffers(spread: Spread, count: int, largest: int, ranks: int, each: int, cp
         gathered = min(live, count)
     # The bucket itself and what reduce-scatter lays out from it.
     return each * (2 * bucket + gathered)
+
+
+def _held(
+    model: ModelConfig,
+    spread: Spread,
+    count: int,
+    largest: int,
+    ranks: int,
+    each: int,
+    cpu: bool,
+) -> float:
+    """Bytes of gathered parameters that recomputation holds beyond those that may be live."""
+    if spread.stage < 3 or (ranks == 1 and spread.parameters_on == "none"):
+        return 0.0
+    live = max(spread.live_parameters, largest) + spread.prefetch_bucket
+    held = each * max(0, min(recomputed_parameters(model), count) - min(live, count))
+    # Gathered and released one by one, they leave gaps in a CPU's heap as activations do.
+    return held * (1 + HEAP_CHURN if cpu else 1)
 
 
 def _update(spread: Spread, count: int, largest: int, ranks: int, cpu: bool) -> float:

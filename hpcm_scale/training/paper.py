@@ -53,32 +53,34 @@ def page(model: ModelConfig, hosts: tuple[int, ...] = (1, 8, 64), each: int = 8)
     usual, data = Cluster(), DATASETS[0]
     return f"""# {model.name} on {", ".join(str(h * 8) for h in hosts)} H100s, on paper
 
-Computed by `hpcm-scale plan --model {model.name} --paper`, none of it measured on such hardware. Assumed: an H100 does
-{usual.efficiency:.0%} of its {usual.peak / 1e12:.0f} TFLOP/s in bf16, sends {usual.inside / 1e9:.0f} GB/s inside a host of
-{usual.accelerators} and {usual.between / 1e9:.0f} GB/s to others; `hpcm-scale plan` takes other figures as options.
+Computed by `hpcm-scale plan --model {model.name} --paper`, none of it measured on such hardware.
+Assumed: an H100 does {usual.efficiency:.0%} of its {usual.peak / 1e12:.0f} TFLOP/s in bf16, sends
+{usual.inside / 1e9:.0f} GB/s inside a host of {usual.accelerators} and {usual.between / 1e9:.0f}
+GB/s to others; `hpcm-scale plan` takes other figures as options.
 
 ## A step
 
-The time of a step is the longer of arithmetic and communication, where one hides the other: a lower bound. One crop an
-accelerator (32 at least) is bound by the network on many hosts; {each} are less so, at a batch that needs a learning
-rate of its own.
+The time of a step is the longer of arithmetic and communication, where one hides the other: a
+lower bound. One crop an accelerator (32 at least) is bound by the network on many hosts; {each} are
+less so, at a batch that needs a learning rate of its own.
 
 {_steps(plans)}
 
 ## Data
 
-Photos of {IMAGE_BYTES / 1e6:g} MB, each read once for a crop of it. `data.streams` is what ranks × workers divides, and
-fixes the order of the samples for every smaller number of readers. {data.name} has fewer shards than large jobs have
-readers: it is small enough to lie on every host.
+Photos of {IMAGE_BYTES / 1e6:g} MB, each read once for a crop of it. `data.streams` is what
+ranks × workers divides, and fixes the order of the samples for every smaller number of readers.
+{data.name} has fewer shards than large jobs have readers: it is small enough to lie on every host.
 
 {_data(plans[1::2])}
 
 ## Checkpoints and failures
 
-Weights, master weights, Adam's averages and the moving average, written to shared storage at {STORAGE / 1e9:g} GB/s a host.
-A failure is expected every {1 / INTERRUPTIONS / 24:,.0f} accelerator-days (419 in 54 days of 16 384 H100s: arXiv 2407.21783); the
-interval that loses least is √(2 × write time × time between failures) (Young 1974), and what is lost is writing
-and half an interval at each failure, restarting not counted. `checkpoint.background` hides the writing as well.
+Weights, master weights, Adam's averages and the moving average, written to shared storage at
+{STORAGE / 1e9:g} GB/s a host. A failure is expected every {1 / INTERRUPTIONS / 24:,.0f}
+accelerator-days (419 in 54 days of 16 384 H100s: arXiv 2407.21783). The interval that loses least
+is √(2 × write time × time between failures) (Young 1974); what is lost is writing and half an
+interval at each failure, restarting not counted. `checkpoint.background` hides the writing as well.
 
 {_checkpoints(plans[1::2], each)}"""
 

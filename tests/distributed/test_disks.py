@@ -80,7 +80,10 @@ def test_a_run_on_disks_equals_one_in_memory_and_resumes_and_exports(on_disk, da
     other["zero_optimization"]["sub_group_size"] = 6e5
     on_disk.with_name("other.json").write_text(json.dumps(other))
     said = train(
-        tmp_path / "other", dataset, f"deepspeed={on_disk.with_name('other.json')}", resume=str(saved)
+        tmp_path / "other",
+        dataset,
+        f"deepspeed={on_disk.with_name('other.json')}",
+        resume=str(saved),
     )
     assert said.startswith("2\n"), said
     assert "keep the sub_group_size" in said
