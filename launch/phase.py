@@ -24,11 +24,11 @@ def main() -> int:
         resident = max(resident, sum(total for total, _ in sizes))
         anonymous = max(anonymous, sum(own for _, own in sizes))
         time.sleep(EVERY)
-    print(
+    sys.stdout.write(
         f"{name}: {time.monotonic() - start:.0f} s, {resident / 2**30:.2f} GiB resident, "
-        f"{anonymous / 2**30:.2f} GiB without files",
-        flush=True,
+        f"{anonymous / 2**30:.2f} GiB without files\n"
     )
+    sys.stdout.flush()
     return process.returncode
 
 

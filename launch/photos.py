@@ -1,4 +1,4 @@
-"""Copies nine real photos of the scikit-image and scikit-learn packages: `python launch/photos.py FOLDER`."""
+"""Nine real photos from the scikit-image and scikit-learn packages into the folder it is given."""
 
 import shutil
 import sys
