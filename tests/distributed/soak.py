@@ -136,14 +136,22 @@ def under_faults(harm: Harm, plan: list[tuple[str, int]], say: Any) -> list[dict
 
 
 def settle(harm: Harm) -> None:
-    """What each fault has cost: seconds until a step more was done than before, and repeats."""
+    """What each fault has cost: seconds until the run was a step further, and steps repeated.
+
+    Of a fault that ended its session from the last step of that session on, not counting what the
+    session still did after the fault struck; of another one from the fault on.
+    """
     lines = harm.job.consumed(0)
     for fault in harm.injected:
-        later = [line for line in lines if line["at"] > fault.at and line["step"] >= fault.step]
-        fault.seconds_lost = later[0]["at"] - fault.at if later else float("nan")
-        after = [line for line in lines if line["session"] > fault.session]
-        if fault.exit_code is not None and after:
-            fault.steps_repeated = max(0, fault.step - after[0]["step"])
+        if fault.exit_code is None:
+            ahead = (r["at"] for r in lines if r["at"] > fault.at and r["step"] >= fault.step)
+            fault.seconds_lost = next(ahead) - fault.at
+            continue
+        last = [line for line in lines if line["session"] <= fault.session][-1]
+        later = [line for line in lines if line["session"] > fault.session]
+        ahead = (line["at"] for line in later if line["step"] > last["step"])
+        fault.seconds_lost = next(ahead) - last["at"]
+        fault.steps_repeated = last["step"] + 1 - later[0]["step"]
 
 
 def after_sessions(harm: Harm, sessions: list[dict[str, Any]]) -> list[Check]:

@@ -48,7 +48,7 @@ class Injected:
     damaged: str = ""
     """The checkpoint that the next session has to pass over."""
     seconds_lost: float = 0.0
-    """Until the run had done a step more than when the fault struck."""
+    """Until the run was a step further."""
     steps_repeated: int = 0
 
 
