@@ -260,7 +260,7 @@ class Memory:
     retained: float
     """By a CPU's heap of the activations, during the optimizer step."""
     copy: float
-    """Of the state, while a checkpoint is written in the background."""
+    """Of the state, while a checkpoint is written in the background or a sub-group from disk."""
     framework: float
     host: float
     """Offloaded to the host's memory, and the buffers that serve disks."""
@@ -311,6 +311,7 @@ def rank_memory(
     else:
         activations = work.peak
     host = disk = 0.0
+    copy = saved if background_copy and not offloaded else 0.0
     if offloaded:
         # Gradients of all that is offloaded stay on the host, once as they arrive and, unless on
         # disk, once as the optimizer reads them.
@@ -320,6 +321,8 @@ def rank_memory(
             host += states + FP32 * share
         else:
             disk += states + FP32 * share
+            # A sub-group's masters and averages at a time: the file's bytes, and its parts.
+            copy = 2 * 3 * FP32 * min(spread.sub_group + largest, share)
             host += spread.optimizer_buffers * FP32 * min(spread.sub_group + largest, share)
         host += ema_bytes
         states = ema_bytes = 0.0
@@ -344,7 +347,7 @@ def rank_memory(
         + (_held(model, spread, count, largest, ranks, each, cpu) if checkpointing else 0.0),
         retained=work.retained,
         update=_update(spread, count, largest, ranks, cpu),
-        copy=saved if background_copy and not offloaded else 0.0,
+        copy=copy,
         framework=FRAMEWORK_CPU[stage] if cpu else FRAMEWORK_ACCELERATOR,
         host=host,
         disk=disk,
