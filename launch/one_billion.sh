@@ -38,4 +38,4 @@ took "export" hpcm-scale export one_billion/1b one_billion/model.safetensors --s
 ls -lh one_billion/model* | awk '{print $5, $9}'
 took "encode" hpcm-scale encode "$picture" -o one_billion/picture.hpcm --model one_billion/model.safetensors.index.json -v
 took "decode" hpcm-scale decode one_billion/picture.hpcm -o one_billion/picture.png --model one_billion/model.safetensors.index.json -v
-hpcm-scale compare "$picture" one_billion/picture.png
+hpcm-scale compare "$picture" one_billion/picture.png -o one_billion/side_by_side.png
