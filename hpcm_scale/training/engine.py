@@ -20,7 +20,11 @@ from hpcm_scale.errors import ConfigError
 from hpcm_scale.models.blocks import PConvRB
 from hpcm_scale.models.zoo import build
 from hpcm_scale.training.average import load_weights
+from hpcm_scale.training.memory import TIGHT_HEAP_BOUNDARY
 from hpcm_scale.weights.modelfile import load_model
+
+M_MMAP_THRESHOLD = -3
+"""glibc's number of that parameter of mallopt."""
 
 
 def init_distributed(timeout: float) -> tuple[int, int]:
@@ -189,7 +193,7 @@ def build_engine(
     # Gathered and released as one, a block costs a third of the collectives and hooks. Not the
     # blocks of shared nets: DeepSpeed 0.19 reduces a leaf's gradients at its every use.
     deepspeed.utils.set_z3_leaf_modules(network, [PConvRB])
-    _trim_heap()
+    _settle_heap(_device(config, "offload_optimizer") == "nvme")
     engine, *_ = deepspeed.initialize(
         model=network, model_parameters=network.parameters(), config=config
     )
@@ -199,15 +203,21 @@ def build_engine(
     return engine
 
 
-def _trim_heap() -> None:
-    """Give freed memory back to the system, where the C library can.
+def _settle_heap(tight: bool) -> None:
+    """Give freed memory back to the system, where the C library is glibc.
 
     A network that is built, cut up and given away parameter by parameter leaves gaps of its whole
-    size in glibc's heap: 3.1 of 3.7 GiB for 1B.
+    size in the heap: 3.1 of 3.7 GiB for 1B.
+
+    Args:
+        tight: also map larger blocks one by one from now on, so that those go back when freed.
     """
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)
+    libc = ctypes.CDLL(None)
+    if not hasattr(libc, "malloc_trim"):
+        return
+    if tight:
+        libc.mallopt(M_MMAP_THRESHOLD, TIGHT_HEAP_BOUNDARY)
+    libc.malloc_trim(0)
 
 
 def _start_from(network: torch.nn.Module, path: Path, model: ModelConfig) -> None:
