@@ -19,7 +19,7 @@ from torch import Tensor
 
 from hpcm_scale.config import ModelConfig, RunConfig
 from hpcm_scale.data.stream import TrainStream, read_images
-from hpcm_scale.errors import ConfigError, HpcmError, RunError
+from hpcm_scale.errors import CheckpointError, ConfigError, HpcmError, RunError
 from hpcm_scale.models.bench import peak_rate
 from hpcm_scale.models.complexity import count_flops, count_parameters
 from hpcm_scale.models.zoo import build, model_config
@@ -35,6 +35,7 @@ from hpcm_scale.training.schedule import ema_decay, learning_rate
 from hpcm_scale.training.validate import validate
 from hpcm_scale.training.watchdog import NoWatchdog, Watchdog
 from hpcm_scale.training.writer import CheckpointWriter
+from hpcm_scale.weights.pieces import SWAPPED_FILES
 
 log = logging.getLogger(__name__)
 
@@ -326,9 +327,16 @@ class Trainer:
 
         Raises:
             DataError: if it is of another dataset or order.
-            CheckpointError: if it lacks what this run needs.
+            CheckpointError: if it lacks what this run needs, or was spread in a way it cannot read.
         """
         folder = found.folder
+        if (self.on_disk is None) == any(folder.glob(SWAPPED_FILES)) or (
+            universal and self.on_disk
+        ):
+            raise CheckpointError(
+                f"{folder}: its optimizer state was {'in memory' if self.on_disk else 'on disks'}; "
+                "keep the run's `deepspeed`, or export it and begin a run with `init`"
+            )
         tag = f"{folder.name}_universal" if universal else folder.name
         _, state = self.engine.load_checkpoint(str(folder.parent), tag)
         if not universal:

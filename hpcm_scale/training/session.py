@@ -17,6 +17,7 @@ from hpcm_scale.config import RunConfig
 from hpcm_scale.errors import CheckpointError, ConfigError, HpcmError, RunError
 from hpcm_scale.training import checkpoint
 from hpcm_scale.training.checkpoint import Checkpoint
+from hpcm_scale.weights.pieces import SWAPPED_FILES
 
 log = logging.getLogger(__name__)
 
@@ -119,7 +120,13 @@ def choose(run: RunConfig, resume: str, world_size: int, stage: int) -> Start:
             "keep the stage, or export it and begin a run with `init`"
         )
     # Stage 0 spreads nothing: any number of ranks can read it.
-    return Start(found, stage > 0 and spread != (world_size, stage))
+    universal = stage > 0 and spread != (world_size, stage)
+    if universal and any(found.folder.glob(SWAPPED_FILES)):
+        raise CheckpointError(
+            f"{found.folder}: its state was on the disks of {spread[0]} ranks, which only as many "
+            "can continue; or export it and begin a run with `init`"
+        )
+    return Start(found, universal)
 
 
 def to_universal(found: Checkpoint) -> Path:

@@ -88,3 +88,6 @@ def test_a_run_on_disks_equals_one_in_memory_and_resumes_and_exports(on_disk, da
     )
     assert said.startswith("2\n"), said
     assert "keep the sub_group_size" in said
+    said = train(tmp_path / "back", dataset, "deepspeed=zero3", resume=str(saved))
+    assert said.startswith("2\n"), said
+    assert "its optimizer state was on disks; keep the run's `deepspeed`" in said
