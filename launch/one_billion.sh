@@ -5,6 +5,8 @@
 # Parameters and optimizer state are on the disk of one_billion/, which needs 45 GB and libaio-dev (Debian) for DeepSpeed's asynchronous I/O.
 # RANKS=2 spreads them over two processes. Every phase ends with a line of what it took.
 set -euo pipefail
+photos=${1:+$(realpath "$1")}
+picture=${2:+$(realpath "$2")}
 cd "$(dirname "$0")/.."
 bash launch/setup_env.sh
 source .venv/bin/activate
@@ -13,14 +15,11 @@ ranks=${RANKS:-1}
 
 rm -rf one_billion
 mkdir -p one_billion
-photos=${1:-one_billion/photos}
-picture=${2:-one_billion/photos/chelsea.png}
-recipe=shards/photos.yaml
-if [ $# = 0 ]; then
-    python launch/photos.py "$photos"
-    recipe=shards/quickstart.yaml
-fi
-hpcm-scale pack "$photos" one_billion/shards --recipe "$recipe"
+python launch/photos.py one_billion/photos
+recipe=shards/quickstart.yaml
+[ -z "$photos" ] || recipe=shards/photos.yaml
+picture=${picture:-one_billion/photos/chelsea.png}
+hpcm-scale pack "${photos:-one_billion/photos}" one_billion/shards --recipe "$recipe"
 
 run=(launch/train.py --config configs/runs/one-billion.yaml --set data.train=one_billion/shards --set out=one_billion --set batch="$ranks")
 start=(deepspeed --quiet --num_accelerators "$ranks")
@@ -29,7 +28,7 @@ took() { python launch/phase.py "$@"; }
 disk() { du -sh one_billion/1b | sed 's/\t.*/ on disk/'; }
 
 # What it needs, worked out beforehand; this ends here if the machine has less.
-python "${run[@]}" --dry-run
+WORLD_SIZE=$ranks python "${run[@]}" --dry-run
 took "steps 1 to 6" "${start[@]}" "${run[@]}" --set checkpoint.every=6
 disk
 took "steps 7 and 8, resumed" "${start[@]}" "${run[@]}" --resume auto --set steps=8 --set checkpoint.every=8

@@ -47,6 +47,8 @@ def _sizes(process: psutil.Process) -> tuple[int, int]:
         lines = Path(f"/proc/{process.pid}/smaps_rollup").read_text().splitlines()
     except OSError:  # it has ended
         return 0, 0
+    if not lines:  # it is ending
+        return 0, 0
     sizes = {line.split()[0]: line.split()[1] for line in lines[1:]}
     return int(sizes["Pss:"]) * 1024, int(sizes["Pss_Anon:"]) * 1024
 

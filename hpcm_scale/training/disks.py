@@ -9,7 +9,6 @@ together and written one at a time, so that neither way needs more memory than a
 from pathlib import Path
 from typing import Any
 
-import torch
 from deepspeed.runtime.engine import DeepSpeedEngine
 from safetensors import safe_open
 from torch import Tensor
@@ -26,7 +25,7 @@ class DiskState:
     """The sub-groups of one rank's optimizer that are on disk between steps."""
 
     def __init__(self, engine: DeepSpeedEngine) -> None:
-        self.optimizer, self.rank = engine.optimizer, engine.global_rank
+        self.engine, self.optimizer, self.rank = engine, engine.optimizer, engine.global_rank
         engine.zero_nvme_offload_optimizer = lambda: False  # what it does then is done here
         engine._load_zero_checkpoint = self._load
 
@@ -55,10 +54,8 @@ class DiskState:
             CheckpointError: if the files are of another division into sub-groups.
         """
         folder, optimizer = Path(load_dir) / tag, self.optimizer
-        path = folder / f"zero_pp_rank_{self.rank}_mp_rank_00_optim_states.pt"
-        if not path.is_file():  # in bf16
-            path = path.with_name(f"bf16_{path.name}")
-        saved = torch.load(path, map_location="cpu", weights_only=False)["optimizer_state_dict"]
+        path = self.engine._get_zero_ckpt_name(load_dir, tag)
+        saved = self.engine.checkpoint_engine.load(path, "cpu")["optimizer_state_dict"]
         flats, states = saved["fp32_flat_groups"], saved["optimizer_state_dict"]["state"]
         masters = optimizer.fp32_partitioned_groups_flat
         if len(flats) != len(masters):
@@ -70,6 +67,7 @@ class DiskState:
             swapped = optimizer._swappable_optimizer_subgroup(group)
             if swapped:
                 optimizer._optimizer_states_and_gradient_swap_in(group)
+            if flats[group].numel() == 0:
                 values, step = _read(folder / swapped_file(self.rank, group))
             else:
                 state = states.get(group, {})

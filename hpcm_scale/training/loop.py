@@ -19,7 +19,7 @@ from torch import Tensor
 
 from hpcm_scale.config import ModelConfig, RunConfig
 from hpcm_scale.data.stream import TrainStream, read_images
-from hpcm_scale.errors import CheckpointError, ConfigError, HpcmError, RunError
+from hpcm_scale.errors import ConfigError, HpcmError, RunError
 from hpcm_scale.models.bench import peak_rate
 from hpcm_scale.models.complexity import count_flops, count_parameters
 from hpcm_scale.models.zoo import build, model_config
@@ -29,13 +29,13 @@ from hpcm_scale.training.disks import DiskState
 from hpcm_scale.training.engine import build_engine, deepspeed_config, init_distributed, uses_bf16
 from hpcm_scale.training.guard import LossWatch, StepGuard
 from hpcm_scale.training.loss import RateDistortion, psnr
+from hpcm_scale.training.memory import Spread
 from hpcm_scale.training.noise import Noise
 from hpcm_scale.training.profile import Profile
 from hpcm_scale.training.schedule import ema_decay, learning_rate
 from hpcm_scale.training.validate import validate
 from hpcm_scale.training.watchdog import NoWatchdog, Watchdog
 from hpcm_scale.training.writer import CheckpointWriter
-from hpcm_scale.weights.pieces import SWAPPED_FILES
 
 log = logging.getLogger(__name__)
 
@@ -66,11 +66,11 @@ def train(run: RunConfig, resume: str = "never") -> None:
     stream = TrainStream(
         run.data, seed=run.seed, global_batch=run.batch, rank=rank, world_size=world
     )
-    stage = deepspeed_config(run, world)["zero_optimization"]["stage"]
+    spread = Spread.read(deepspeed_config(run, world))
     session.on_rank_0(rank, lambda: open_validation(run))
     held = []  # the lock, until this function ends
     session.on_rank_0(rank, lambda: held.append(session.lock(run.folder)))
-    start = session.on_rank_0(rank, lambda: session.choose(run, resume, world, stage))
+    start = session.on_rank_0(rank, lambda: session.choose(run, resume, world, spread))
     if start.universal:
         session.on_rank_0(rank, lambda: session.to_universal(start.checkpoint))
     engine = build_engine(run, model, world, start.universal)
@@ -317,6 +317,7 @@ class Trainer:
             "step": step,
             "world_size": self.stream.world_size,
             "stage": self.engine.zero_optimization_stage(),
+            "on_disk": self.on_disk is not None,
             "data": self.stream.state_dict(),
             "watch": self.watch.state_dict(),
             "config": self.run.model_dump(mode="json"),
@@ -327,16 +328,9 @@ class Trainer:
 
         Raises:
             DataError: if it is of another dataset or order.
-            CheckpointError: if it lacks what this run needs, or was spread in a way it cannot read.
+            CheckpointError: if it lacks what this run needs.
         """
         folder = found.folder
-        if (self.on_disk is None) == any(folder.glob(SWAPPED_FILES)) or (
-            universal and self.on_disk
-        ):
-            raise CheckpointError(
-                f"{folder}: its optimizer state was {'in memory' if self.on_disk else 'on disks'}; "
-                "keep the run's `deepspeed`, or export it and begin a run with `init`"
-            )
         tag = f"{folder.name}_universal" if universal else folder.name
         _, state = self.engine.load_checkpoint(str(folder.parent), tag)
         if not universal:

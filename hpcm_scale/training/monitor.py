@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import nullcontext, suppress
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -130,10 +131,13 @@ class Monitor:
         self.progress.start()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self.progress.stop()
-        self.rows.close()
-        self.board.close()
+        # What is left to write would fail again, with a poorer message.
+        with suppress(OSError) if kind else nullcontext():
+            self.rows.close()
+        with suppress(OSError) if kind else nullcontext():
+            self.board.close()
 
     def row(self, kind: str, step: int, figures: Mapping[str, Any]) -> None:
         """Add a row of metrics after `step` steps: "train", "val", or "val-" and a set's name."""

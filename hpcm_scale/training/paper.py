@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from hpcm_scale.config import ModelConfig
 from hpcm_scale.training.cluster import Cluster, ClusterPlan, deepspeed_files, plan_cluster
-from hpcm_scale.training.memory import GIB
+from hpcm_scale.training.memory import BF16, GIB
 from hpcm_scale.training.plan import checkpoint_size, optimal_interval
 
 INTERRUPTIONS = 419 / (54 * 24 * 16384)
@@ -69,7 +69,7 @@ less so, at a batch that needs a learning rate of its own.
 ## Data
 
 Photos of {IMAGE_BYTES / 1e6:g} MB, each read once for a crop of it. `data.streams` is what
-ranks × workers divides, and fixes the order of the samples for every smaller number of readers.
+ranks × workers divides, and fixes the order of the samples for every divisor of it.
 {data.name} has fewer shards than large jobs have readers: it is small enough to lie on every host.
 
 {_data(plans[1::2])}
@@ -121,7 +121,10 @@ def _steps(plans: list[ClusterPlan]) -> str:
         "compute ms",
         "communication ms",
         "GB sent a step",
-        *(f"{d.name}, {d.epochs} epochs: time, accelerator-hours" for d in DATASETS),
+        *(
+            f"{d.name}, {d.epochs} epoch{'s' * (d.epochs > 1)}: time, accelerator-hours"
+            for d in DATASETS
+        ),
     )
     return _table(head, rows)
 
@@ -163,7 +166,9 @@ def _checkpoints(plans: list[ClusterPlan], each: int) -> str:
     for plan in plans:
         spread = deepspeed_files()[plan.best.deepspeed]
         size = checkpoint_size(plan.parameters, spread, bf16=True, ema=True)
-        write = size / (STORAGE * plan.cluster.hosts)
+        # Below stage 3 one rank writes the weights alone.
+        alone = BF16 * plan.parameters if spread.stage < 3 else 0
+        write = max(size / (STORAGE * plan.cluster.hosts), alone / STORAGE)
         between = 3600 / INTERRUPTIONS / plan.cluster.ranks
         interval = optimal_interval(write, between)
         lost = write / interval + interval / (2 * between)

@@ -231,7 +231,7 @@ def _check_room(plan: LaunchPlan, local_ranks: int) -> None:
             "set checkpoint_activations: true"
             if smaller <= plan.available
             else f"lower micro_batch (now {plan.micro_batch}), spread over more ranks, or take "
-            "deepspeed: zero3-offload-nvme"
+            "deepspeed: zero3-infinity"
         )
         raise RunError(
             f"memory: a rank needs {_gib(plan.rank_bytes)} and has {_gib(plan.available)} "

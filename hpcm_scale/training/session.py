@@ -17,7 +17,7 @@ from hpcm_scale.config import RunConfig
 from hpcm_scale.errors import CheckpointError, ConfigError, HpcmError, RunError
 from hpcm_scale.training import checkpoint
 from hpcm_scale.training.checkpoint import Checkpoint
-from hpcm_scale.weights.pieces import SWAPPED_FILES
+from hpcm_scale.training.memory import Spread
 
 log = logging.getLogger(__name__)
 
@@ -75,7 +75,7 @@ def lock(folder: Path) -> FileLock:
     return held
 
 
-def choose(run: RunConfig, resume: str, world_size: int, stage: int) -> Start:
+def choose(run: RunConfig, resume: str, world_size: int, spread: Spread) -> Start:
     """Where a session with `--resume` begins; reads every byte of the checkpoint it settles on.
 
     Args:
@@ -113,18 +113,26 @@ def choose(run: RunConfig, resume: str, world_size: int, stage: int) -> Start:
             raise CheckpointError(f"{found.folder}: {wrong}")
     if found is None:
         return Start()
-    spread = (found.record["world_size"], found.record["stage"])
-    if 0 in (stage, spread[1]) and stage != spread[1]:
+    stage, on_disk = spread.stage, spread.optimizer_on == "nvme"
+    ranks, its_stage = found.record["world_size"], found.record["stage"]
+    if 0 in (stage, its_stage) and stage != its_stage:
         raise CheckpointError(
-            f"{found.folder}: is of ZeRO stage {spread[1]}, which stage {stage} cannot continue; "
+            f"{found.folder}: is of ZeRO stage {its_stage}, which stage {stage} cannot continue; "
             "keep the stage, or export it and begin a run with `init`"
         )
-    # Stage 0 spreads nothing: any number of ranks can read it.
-    universal = stage > 0 and spread != (world_size, stage)
-    if universal and any(found.folder.glob(SWAPPED_FILES)):
+    was_on_disk = found.record.get("on_disk", False)
+    if on_disk != was_on_disk:
         raise CheckpointError(
-            f"{found.folder}: its state was on the disks of {spread[0]} ranks, which only as many "
-            "can continue; or export it and begin a run with `init`"
+            f"{found.folder}: its optimizer state was "
+            f"{'on disks' if was_on_disk else 'in memory'}; keep the run's `deepspeed`, or export "
+            "it and begin a run with `init`"
+        )
+    # Stage 0 spreads nothing: any number of ranks can read it.
+    universal = stage > 0 and (ranks, its_stage) != (world_size, stage)
+    if universal and on_disk:
+        raise CheckpointError(
+            f"{found.folder}: its optimizer state was on the disks of {ranks} ranks, and as many "
+            f"must continue it, not {world_size}; or export it and begin a run with `init`"
         )
     return Start(found, universal)
 

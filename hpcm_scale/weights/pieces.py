@@ -27,7 +27,6 @@ _OPTIMIZER_FILE = re.compile(r"(?:bf16_)?zero_pp_rank_(\d+)_mp_rank_00_optim_sta
 # DeepSpeed's keys: in the optimizer's state, and of the shapes in the model's.
 _PARTITIONS, _SUB_GROUPS = "single_partition_of_fp32_groups", "fp32_flat_groups"
 
-SWAPPED_FILES = "swapped-*.safetensors"
 MASTER = "fp32"
 """The master weights in the file of a swapped sub-group."""
 

@@ -147,7 +147,9 @@ def settle(harm: Harm) -> None:
             ahead = (r["at"] for r in lines if r["at"] > fault.at and r["step"] >= fault.step)
             fault.seconds_lost = next(ahead) - fault.at
             continue
-        last = [line for line in lines if line["session"] <= fault.session][-1]
+        before = [line for line in lines if line["session"] <= fault.session]
+        # Before the first step of all nothing can be repeated.
+        last = before[-1] if before else {"step": -1, "at": fault.at}
         later = [line for line in lines if line["session"] > fault.session]
         ahead = (line["at"] for line in later if line["step"] > last["step"])
         fault.seconds_lost = next(ahead) - last["at"]

@@ -159,6 +159,7 @@ def killed_while_saving(harm: Harm, fault: Injected) -> None:
     rank.kill()
     harm.ends(fault, (), ("the job is lost",))
     fault.what += "; never finished" if unfinished() else "; finished all the same"
+    fault.as_expected &= "nothing unsaved" not in fault.what
 
 
 def all_killed(harm: Harm, fault: Injected) -> None:

@@ -38,10 +38,10 @@ def on_disk(tmp_path_factory) -> Path:
     return path
 
 
-def train(out: Path, dataset: Path, *changes: str, resume: str = "never") -> str:
+def train(out: Path, dataset: Path, *changes: str, ranks: int = 1, resume: str = "never") -> str:
     """All that the run says; it must end well unless the changes say otherwise."""
     done = subprocess.run(
-        command(out, dataset, 1, *CHANGES, *changes, resume=resume),
+        command(out, dataset, ranks, *CHANGES, *changes, resume=resume),
         cwd=ROOT,
         env=environment(),
         capture_output=True,
@@ -91,3 +91,24 @@ def test_a_run_on_disks_equals_one_in_memory_and_resumes_and_exports(on_disk, da
     said = train(tmp_path / "back", dataset, "deepspeed=zero3", resume=str(saved))
     assert said.startswith("2\n"), said
     assert "its optimizer state was on disks; keep the run's `deepspeed`" in said
+
+
+def test_two_ranks_on_disks_are_exported_and_resumed_by_two_alone(on_disk, dataset, tmp_path):
+    config = json.loads(on_disk.read_text())
+    config["zero_optimization"]["offload_param"]["buffer_size"] = 1e5
+    two = tmp_path / "two.json"
+    two.write_text(json.dumps(config))
+    settings = (f"deepspeed={two}", "steps=2", "checkpoint.every=1")
+    said = train(tmp_path / "two", dataset, *settings, ranks=2)
+    assert said.startswith("0\n"), said
+    run = tmp_path / "two" / "small"
+    assert [*run.glob("checkpoints/step-00000002/swapped-00001-*.safetensors")]
+    assert "as in training" in export_run(run, tmp_path / "model.safetensors").check
+    saved = run / "checkpoints" / "step-00000001"
+    said = train(tmp_path / "again", dataset, *settings, ranks=2, resume=str(saved))
+    assert said.startswith("0\n"), said
+    again = losses(tmp_path / "again")
+    assert again == pytest.approx(losses(tmp_path / "two")[1:], rel=1e-6)
+    said = train(tmp_path / "one", dataset, *settings, resume=str(saved))
+    assert said.startswith("2\n"), said
+    assert "as many must continue it, not 1" in said
