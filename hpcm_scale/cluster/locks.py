@@ -11,6 +11,8 @@ log = logging.getLogger(__name__)
 
 GRACE = 60.0
 """Seconds after which a lock that no process of this host holds is no other host's either."""
+SETTLE = 3.0
+"""Seconds that such a lock is looked at before it is removed."""
 
 
 def drop_stale_locks(grace: float = GRACE) -> list[Path]:
@@ -27,6 +29,10 @@ def drop_stale_locks(grace: float = GRACE) -> list[Path]:
     for lock in [*root.glob("*/lock"), *root.glob("*/*/lock")]:
         while (age := _age(lock)) is not None and not _is_open(lock):
             if age > grace:
+                # Its holder closes it a moment before it removes it, and fails if it is gone.
+                time.sleep(SETTLE)
+                if _age(lock) is None or _is_open(lock):
+                    continue
                 lock.unlink(missing_ok=True)
                 log.warning("%s: removed; the process that made it is gone", lock)
                 dropped.append(lock)
