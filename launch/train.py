@@ -41,7 +41,9 @@ def main() -> None:
 
         try:
             train(run, arguments.resume)
+            leave()
         except Interrupted as stopped:
+            leave()
             if rank == 0:
                 sys.stderr.write(f"train: {stopped}; --resume auto continues it\n")
             sys.exit(INTERRUPTED)
@@ -55,6 +57,13 @@ def main() -> None:
         if rank == 0:
             sys.stderr.write(f"train: {' '.join(str(error).split())}\n")
         sys.exit(2)
+
+
+def leave() -> None:
+    """Close this rank's connections: threads that meet a peer which has ended may abort."""
+    import torch
+
+    torch.distributed.destroy_process_group()
 
 
 def dry_run(run: RunConfig, resume: str) -> None:

@@ -76,3 +76,5 @@ for stage in range(4):
         found[f"{stage} {fault}"] = int(verdict)
 if RANK == 0:
     sys.stdout.write(f"\n{json.dumps(found)}\n")
+torch.distributed.barrier()
+torch.distributed.destroy_process_group()  # or threads that meet a peer which has ended may abort

@@ -185,5 +185,6 @@ def test_a_bad_step_of_one_rank_is_no_step_of_any_in_every_stage():
         text=True,
         timeout=300,
     )
-    verdicts = json.loads(done.stdout.strip().splitlines()[-1])
+    assert done.returncode == 0, done.stdout + done.stderr
+    verdicts = json.loads(next(li for li in done.stdout.splitlines() if li.startswith("{")))
     assert verdicts == {f"{s} {f}": 2 for s in range(4) for f in ("loss", "gradient")}
