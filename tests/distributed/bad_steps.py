@@ -12,13 +12,13 @@ import deepspeed
 import torch
 
 from hpcm_scale.training.average import master_pieces
+from hpcm_scale.training.engine import init_distributed
 from hpcm_scale.training.guard import StepGuard
 
 parser = argparse.ArgumentParser()
 parser.add_argument("--local_rank", type=int)
 parser.parse_args()
-deepspeed.init_distributed("gloo", verbose=False)
-RANK = deepspeed.comm.get_rank()
+RANK, _ = init_distributed(timeout=60)
 CLIP = 0.5
 
 

@@ -37,9 +37,9 @@ def main(folder: Path, rank: int, port: str) -> None:
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(WORLD)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "DS_ACCELERATOR": "cpu"}
     torch.set_num_threads(1)
-    import deepspeed
+    from hpcm_scale.training.engine import init_distributed
 
-    deepspeed.init_distributed("gloo", verbose=False)
+    init_distributed(timeout=60)
     for kind, (stage, bf16) in KINDS.items():
         save(folder / kind, stage, bf16, rank)
 
