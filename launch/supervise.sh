@@ -22,7 +22,7 @@ for attempt in $(seq 0 "${RESTARTS:-20}"); do
         [ -z "$stopped" ] || exit 75
     fi
     # The hosts that answer, as many as can share the run's batch and streams.
-    python -m hpcm_scale.cluster.left "$hostfile" "${@:2}" > "$left"
+    python -m hpcm_scale.cluster.available_hosts "$hostfile" "${@:2}" > "$left"
     code=$?
     [ $code != 2 ] || exit 2
     [ $code = 0 ] || continue

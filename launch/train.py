@@ -70,7 +70,7 @@ def dry_run(run: RunConfig, resume: str) -> None:
     """Print the plan of the run; raises HpcmError if it cannot start."""
     from rich.console import Console
 
-    from hpcm_scale.training.plan import launch_plan
+    from hpcm_scale.planning.launch_plan import launch_plan
 
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     Console().print(launch_plan(run, world_size, resume=resume == "auto"))

@@ -19,7 +19,7 @@ def bench_data(
 
     And how long it takes to resume late in an epoch of a million samples.
     """
-    from hpcm_scale.data.bench import bench_data, bench_resume
+    from hpcm_scale.bench.data import bench_data, bench_resume
 
     console.print(bench_data(dataset, crop, images, repeats, workers=[0, 1, 2]))
     console.print(bench_resume(dataset, crop))
@@ -36,8 +36,8 @@ def bench_model(
     threads: int | None = typer.Option(None, min=1, help="CPU threads; all cores by default."),
 ) -> None:
     """Time a network part by part, with random weights, against the sgemm peak."""
+    from hpcm_scale.bench.model import bench_model
     from hpcm_scale.errors import ConfigError
-    from hpcm_scale.models.bench import bench_model
     from hpcm_scale.models.zoo import model_config
 
     checked_device("cpu", threads)
@@ -61,8 +61,8 @@ def bench_train(
     """Training steps through DeepSpeed against a bare PyTorch loop and the sgemm peak."""
     import torch
 
+    from hpcm_scale.bench.train import bench_train
     from hpcm_scale.config import ModelChoice
-    from hpcm_scale.training.bench import bench_train
 
     choice = ModelChoice(variant=variant, width=width)
     table = bench_train(choice, batch, crop, repeats, threads or torch.get_num_threads())
@@ -82,7 +82,7 @@ def bench_codec(
     memory: float = typer.Option(2.0, min=0.05, help="GiB the network may work in."),
 ) -> None:
     """Encode and decode times, by network and entropy coding, against the sgemm peak."""
-    from hpcm_scale.codec.bench import bench_files
+    from hpcm_scale.bench.codec import bench_files
 
     device = checked_device(device, threads)
     console.print(bench_files(pictures, model, repeats, device, bytes_of(memory), portable))

@@ -6,8 +6,6 @@ import typer
 
 from hpcm_scale.cli.program import app, console
 
-UNITS = {"GiB": 2**30, "MiB": 2**20, "TiB": 2**40, "GB": 10**9, "MB": 10**6, "TB": 10**12}
-
 
 @app.command()
 def plan(
@@ -23,11 +21,15 @@ def plan(
     images: float = typer.Option(6.4e7, min=1, help="Crops of the whole run (the papers': 6.4e7)."),
     efficiency: float = typer.Option(0.4, min=0.01, max=1, help="Assumed share of the peak."),
     peak: float = typer.Option(989e12, min=1, help="Dense bf16 FLOP/s of an accelerator."),
-    inside: float = typer.Option(450e9, min=1, help="Bytes/s between accelerators of a host."),
-    between: float = typer.Option(50e9, min=1, help="Bytes/s of an accelerator to other hosts."),
+    intra_node_bw: float = typer.Option(
+        450e9, min=1, help="Bytes/s between accelerators of a host."
+    ),
+    inter_node_bw: float = typer.Option(
+        50e9, min=1, help="Bytes/s of an accelerator to other hosts."
+    ),
     price: float = typer.Option(2.5, min=0, help="Of an accelerator-hour."),
-    paper: bool = typer.Option(
-        False, "--paper", help="A page on 8, 64 and 512 H100s instead: launch/LARGER.md."
+    h100_report: bool = typer.Option(
+        False, "--h100-report", help="A page on 8, 64 and 512 H100s instead (H100_ESTIMATES.md)."
     ),
     measure: bool = typer.Option(
         False, "--measure", help="Hold predicted memory against real runs on this CPU instead."
@@ -35,28 +37,29 @@ def plan(
 ) -> None:
     """Memory, traffic, time and cost of training on a cluster, and which settings to take."""
     from hpcm_scale.models.zoo import model_config
-    from hpcm_scale.training.cluster import Cluster, plan_cluster
+    from hpcm_scale.planning.cluster_plan import Cluster, plan_cluster
+    from hpcm_scale.units import parse_size
 
     if measure:
-        from hpcm_scale.training.bench import measure_memory
+        from hpcm_scale.bench.train import measure_memory
 
         console.print(measure_memory())
         return
     config = model_config(model, width, depth)
-    if paper:
-        from hpcm_scale.training.paper import page
+    if h100_report:
+        from hpcm_scale.planning.h100_estimates import page
 
         console.print(page(config), soft_wrap=True, highlight=False, markup=False)
         return
     cluster = Cluster(
         hosts=hosts,
         accelerators=accelerators,
-        memory=_bytes("--memory", memory),
-        host_memory=_bytes("--host-memory", host_memory),
+        memory=parse_size("--memory", memory),
+        host_memory=parse_size("--host-memory", host_memory),
         peak=peak,
         efficiency=efficiency,
-        inside=inside,
-        between=between,
+        intra_node_bw=intra_node_bw,
+        inter_node_bw=inter_node_bw,
         price=price,
     )
     ranks = cluster.ranks
@@ -90,18 +93,3 @@ def doctor(
     console.print(table(rows))
     if any(row.remedy for row in rows):
         raise typer.Exit(1)
-
-
-def _bytes(option: str, text: str) -> float:
-    """The bytes in "80GiB".
-
-    Raises:
-        ConfigError: if `text` is not a number with a unit.
-    """
-    from hpcm_scale.errors import ConfigError
-
-    for unit, size in UNITS.items():
-        number = text.removesuffix(unit).strip()
-        if number != text and number.replace(".", "", 1).isdigit():
-            return float(number) * size
-    raise ConfigError(f"{option}: {text!r} is not a size such as 80GiB ({', '.join(UNITS)})")

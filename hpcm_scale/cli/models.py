@@ -11,7 +11,7 @@ from hpcm_scale.cli.program import app, console
 if TYPE_CHECKING:
     from hpcm_scale.config import ModelConfig
     from hpcm_scale.models.complexity import Share
-    from hpcm_scale.weights.modelfile import ModelInfo
+    from hpcm_scale.weights.model_file import ModelInfo
 
 
 @app.command()
@@ -34,7 +34,7 @@ def export(
 ) -> None:
     """Write a checkpoint of a run as a model file, with its frozen coding tables."""
     from hpcm_scale.errors import ConfigError
-    from hpcm_scale.weights.export import export_run
+    from hpcm_scale.training.export import export_run
 
     if weights not in (None, "ema", "raw"):
         raise ConfigError(f"--weights: {weights!r} is neither ema nor raw")
@@ -69,7 +69,7 @@ def import_(
 
 def _say_written(source: str, written: "ModelInfo", remark: str = "") -> None:
     """The line about a model file just written."""
-    from hpcm_scale.weights.modelfile import files_of
+    from hpcm_scale.weights.model_file import files_of
 
     files = files_of(written.path)
     shards = f" and {len(files) - 1} shards" if len(files) > 1 else ""

@@ -12,7 +12,7 @@ from hpcm_scale.cli.program import app, console
 if TYPE_CHECKING:
     from rich.console import Group
 
-    from hpcm_scale.scaling.watch import WatchedRun
+    from hpcm_scale.runs.watch import WatchedRun
 
 
 @app.command()
@@ -32,7 +32,7 @@ def watch(
     from rich.live import Live
 
     from hpcm_scale.errors import RunError
-    from hpcm_scale.scaling.watch import X_LABELS, watched
+    from hpcm_scale.runs.watch import X_LABELS, watched
 
     if x not in X_LABELS:
         raise RunError(f"--x: {x!r} is not one of {', '.join(X_LABELS)}")
@@ -63,7 +63,8 @@ def checkpoints(
     from rich.table import Table
 
     from hpcm_scale.errors import CheckpointError, RunError
-    from hpcm_scale.training import checkpoint, session
+    from hpcm_scale.training import checkpoint
+    from hpcm_scale.training import resume as session
 
     try:
         config = json.loads((run / "run.json").read_text())["config"]["checkpoint"]
@@ -101,7 +102,7 @@ def _look(runs: "list[WatchedRun]", x: str, metric: str, output: Path | None) ->
     """What the terminal shows of the runs now; the chart goes to `output` if given."""
     from rich.console import Group
 
-    from hpcm_scale.scaling import watch
+    from hpcm_scale.runs import watch
 
     if not any(run.begun for run in runs):
         return Group("no rows written yet", watch.table(runs))

@@ -10,7 +10,7 @@ from hpcm_scale.cli.program import app, console
 
 if TYPE_CHECKING:
     from hpcm_scale.config import LadderConfig
-    from hpcm_scale.scaling.ladder import LadderRun
+    from hpcm_scale.ladder.runs import LadderRun
 
 ladder = typer.Typer(help="Plan, launch and follow the runs that a scaling law is fitted to.")
 app.add_typer(ladder, name="ladder")
@@ -40,9 +40,9 @@ def fit(
 ) -> None:
     """Fit scaling laws to finished runs; write law.json, plots and a report."""
     from hpcm_scale.errors import RunError
+    from hpcm_scale.runs.records import SIZE_PARTS, read_runs
     from hpcm_scale.scaling import report, summary
-    from hpcm_scale.scaling.records import SIZE_PARTS, read_runs
-    from hpcm_scale.scaling.results import Settings
+    from hpcm_scale.scaling.fit_results import Settings
     from hpcm_scale.scaling.study import study
 
     if size not in SIZE_PARTS:
@@ -69,7 +69,7 @@ def plan_ladder(
 
     What was measured is kept in OUT/ladder/probe.json; delete it to measure again.
     """
-    from hpcm_scale.scaling.ladder_plan import costs, in_order, table
+    from hpcm_scale.ladder.plan import costs, in_order, table
 
     runs = in_order(_runs(path, changes, only)[1], longest_first)
     with console.status("measuring") as shown:
@@ -92,10 +92,10 @@ def run_ladder(
     A run that fails is reported, at the end too, and the others go on: exit code 1. Ctrl-C or
     SIGTERM lets the runs save and stop: exit code 75; the same command continues.
     """
-    from hpcm_scale.scaling.ladder import status
-    from hpcm_scale.scaling.ladder_plan import in_order
-    from hpcm_scale.scaling.ladder_run import Launcher
-    from hpcm_scale.scaling.ladder_run import slurm as script
+    from hpcm_scale.ladder.launcher import Launcher
+    from hpcm_scale.ladder.launcher import slurm as script
+    from hpcm_scale.ladder.plan import in_order
+    from hpcm_scale.ladder.runs import status
 
     config, runs = _runs(path, changes, only)
     runs = in_order(runs, longest_first)
@@ -114,7 +114,7 @@ def run_ladder(
 @ladder.command("status")
 def ladder_status(path: Path = LADDER, only: list[str] = ONLY, changes: list[str] = SET) -> None:
     """Where each run stands: state, step, losses, time taken and left."""
-    from hpcm_scale.scaling.ladder_table import table
+    from hpcm_scale.ladder.table import table
 
     _print(table(_runs(path, changes, only)[1]))
 
@@ -127,7 +127,7 @@ def compare_arms(
     changes: list[str] = SET,
 ) -> None:
     """Compare the arms of a ladder with the size they change, seed by seed."""
-    from hpcm_scale.scaling.ladder_table import compared
+    from hpcm_scale.ladder.table import compared
 
     _print(compared(_runs(path, changes, None)[1], records, confidence))
 
@@ -140,7 +140,7 @@ def ladder_records(
     changes: list[str] = SET,
 ) -> None:
     """Copy run.json and thinned metrics of finished runs: what fits read, without weights."""
-    from hpcm_scale.scaling.ladder import copy_records
+    from hpcm_scale.ladder.runs import copy_records
 
     written, left = copy_records(_runs(path, changes, only)[1], target)
     size = sum(file.stat().st_size for folder in written for file in folder.iterdir())
@@ -153,7 +153,7 @@ def _runs(
     path: Path, changes: list[str] | None, only: list[str] | None
 ) -> "tuple[LadderConfig, list[LadderRun]]":
     from hpcm_scale.config import load_ladder
-    from hpcm_scale.scaling.ladder import chosen, ladder_runs
+    from hpcm_scale.ladder.runs import chosen, ladder_runs
 
     config = load_ladder(path, changes)
     return config, chosen(ladder_runs(config), only)

@@ -18,7 +18,7 @@ from tempfile import TemporaryDirectory
 from rich.table import Table
 from rich.text import Text
 
-from hpcm_scale.cluster.facts import ROOT, Facts, gather
+from hpcm_scale.cluster.host_report import ROOT, HostReport, host_report
 from hpcm_scale.cluster.hosts import Host, ssh
 
 CLOCKS = 2.0
@@ -30,7 +30,7 @@ JOB_PATIENCE = 600.0
 
 
 @dataclass(frozen=True)
-class Row:
+class CheckResult:
     """The outcome of one check on one host."""
 
     check: str
@@ -42,7 +42,7 @@ class Row:
 
 def examine_hosts(
     hosts: Sequence[Host], data: str | None, out: Path | None, port: int
-) -> list[Row]:
+) -> list[CheckResult]:
     """All checks on the hosts of a hostfile; the all-reduce only if nothing else stands against it.
 
     Args:
@@ -53,39 +53,43 @@ def examine_hosts(
     token = _write_token(out)
     try:
         with ThreadPoolExecutor(32) as pool:
-            rows = [row for pair in pool.map(knock, hosts) for row in pair]
+            rows = [row for pair in pool.map(check_ssh, hosts) for row in pair]
             silent = {row.host for row in rows if row.check == "ssh" and row.remedy}
             there = [host for host in hosts if host.name not in silent]
             answers = list(pool.map(lambda host: ask(host, data, token, port), there))
     finally:
         if token:
             token.unlink()
-    rows += [answer for answer in answers if isinstance(answer, Row)]
+    rows += [answer for answer in answers if isinstance(answer, CheckResult)]
     pairs = zip(there, answers, strict=True)
-    facts = {host: answer for host, answer in pairs if isinstance(answer, Facts)}
+    facts = {host: answer for host, answer in pairs if isinstance(answer, HostReport)}
     rows += compare(facts, hosts[0], port, out)
-    return rows if _hinders(rows) else [*rows, all_reduce(hosts, port)]
+    return rows if has_blocking_failures(rows) else [*rows, all_reduce(hosts, port)]
 
 
-def examine_this(data: str | None, out: Path | None, port: int) -> list[Row]:
+def examine_this(data: str | None, out: Path | None, port: int) -> list[CheckResult]:
     """The checks that make sense on this machine alone."""
     token = _write_token(out)
     try:
-        facts = gather(data, token and str(token), port)
+        facts = host_report(data, token and str(token), port)
     finally:
         if token:
             token.unlink()
     this = Host(socket.gethostname(), max(1, facts.accelerators))
     rows = compare({this: facts}, this, port, out)
-    return rows if _hinders(rows) else [*rows, all_reduce([], port, facts.accelerators or 2)]
+    return (
+        rows
+        if has_blocking_failures(rows)
+        else [*rows, all_reduce([], port, facts.accelerators or 2)]
+    )
 
 
-def _hinders(rows: Sequence[Row]) -> bool:
+def has_blocking_failures(rows: Sequence[CheckResult]) -> bool:
     """Whether an all-reduce is not worth trying."""
     return any(row.remedy and row.check not in ("compilers", "clock", "data") for row in rows)
 
 
-def knock(host: Host) -> list[Row]:
+def check_ssh(host: Host) -> list[CheckResult]:
     """Whether a host answers ssh, and what its clock says."""
     before = time.time()
     done = ssh(host.name, "date +%s.%N", 30)
@@ -96,15 +100,15 @@ def knock(host: Host) -> list[Row]:
             f"make `ssh {host.name} true` work without a password (ssh-copy-id {host.name}; "
             "SSH_OPTIONS holds further options)"
         )
-        return [Row("ssh", host.name, reason, remedy)]
+        return [CheckResult("ssh", host.name, reason, remedy)]
     theirs = float(done.stdout.split()[-1])
     # Theirs was read some time between before and after: only what lies outside is surely wrong.
     behind, ahead = before - theirs, theirs - after
     wrong = max(behind, ahead) > CLOCKS
     found = f"{max(behind, ahead):.1f} s {'behind' if behind > ahead else 'ahead'}"
     return [
-        Row("ssh", host.name, "answers"),
-        Row(
+        CheckResult("ssh", host.name, "answers"),
+        CheckResult(
             "clock",
             host.name,
             found if wrong else f"within {CLOCKS:.0f} s",
@@ -113,23 +117,25 @@ def knock(host: Host) -> list[Row]:
     ]
 
 
-def ask(host: Host, data: str | None, token: Path | None, port: int) -> Facts | Row:
+def ask(host: Host, data: str | None, token: Path | None, port: int) -> HostReport | CheckResult:
     """The facts of a host over ssh; a row that says why there are none."""
-    words = [sys.executable, "-m", "hpcm_scale.cluster.facts", "--port", str(port)]
+    words = [sys.executable, "-m", "hpcm_scale.cluster.host_report", "--port", str(port)]
     words += ["--data", data] if data is not None else []
     words += ["--token", str(token)] if token else []
     # From where the job will start: the data's path may be relative.
     path = f"export PATH={shlex.quote(os.environ['PATH'])}"
     done = ssh(host.name, f"cd {shlex.quote(str(ROOT))} && {path} && {shlex.join(words)}", PATIENCE)
     try:
-        return Facts(**json.loads(done.stdout.strip().splitlines()[-1]))
+        return HostReport(**json.loads(done.stdout.strip().splitlines()[-1]))
     except (IndexError, ValueError, TypeError):
         reason = (done.stderr.strip().splitlines() or ["no answer"])[-1]
         remedy = f"have this project in {ROOT} there, and run `bash launch/setup_env.sh` in it"
-        return Row("python", host.name, reason, remedy)
+        return CheckResult("python", host.name, reason, remedy)
 
 
-def compare(facts: Mapping[Host, Facts], first: Host, port: int, out: Path | None) -> list[Row]:
+def compare(
+    facts: Mapping[Host, HostReport], first: Host, port: int, out: Path | None
+) -> list[CheckResult]:
     """What the hosts say, each held against the first that answered.
 
     Args:
@@ -139,11 +145,11 @@ def compare(facts: Mapping[Host, Facts], first: Host, port: int, out: Path | Non
     if not facts:
         return []
     model_host, model = next(iter(facts.items()))
-    rows: list[Row] = []
+    rows: list[CheckResult] = []
     for host, its in facts.items():
 
         def add(check: str, good: bool, found: str, remedy: str, host: Host = host) -> None:
-            rows.append(Row(check, host.name, found, None if good else remedy))
+            rows.append(CheckResult(check, host.name, found, None if good else remedy))
 
         add(
             "python",
@@ -206,7 +212,7 @@ def compare(facts: Mapping[Host, Facts], first: Host, port: int, out: Path | Non
     return rows
 
 
-def all_reduce(hosts: Sequence[Host], port: int, ranks: int = 0) -> Row:
+def all_reduce(hosts: Sequence[Host], port: int, ranks: int = 0) -> CheckResult:
     """A sum over all ranks, started as a job is.
 
     Args:
@@ -243,7 +249,7 @@ def all_reduce(hosts: Sequence[Host], port: int, ranks: int = 0) -> Row:
     return judge_sum(output, job.returncode, f"{len(hosts)} hosts" if hosts else "here", hosts)
 
 
-def judge_sum(output: str, code: int, where: str, hosts: Sequence[Host]) -> Row:
+def judge_sum(output: str, code: int, where: str, hosts: Sequence[Host]) -> CheckResult:
     """The outcome of an all-reduce from what its job printed."""
     remedy = (
         "set INTERFACE to the network that joins the hosts, and let no firewall close its ports"
@@ -254,16 +260,18 @@ def judge_sum(output: str, code: int, where: str, hosts: Sequence[Host]) -> Row:
     if code or not found:
         lines = [line for line in output.strip().splitlines() if "[INFO]" not in line]
         reason = lines[-1] if lines else "nothing printed"
-        return Row("all-reduce", where, f"exit code {code}: {reason[:200]}", remedy)
+        return CheckResult("all-reduce", where, f"exit code {code}: {reason[:200]}", remedy)
     figures = json.loads(found[1])
     text = f"{figures['ranks']} ranks, {figures['bytes_per_second'] / 1e9:.2f} GB/s"
     if figures["wrong"]:
         text = f"a wrong sum on {figures['wrong']} of {figures['ranks']} ranks"
-        return Row("all-reduce", where, text, "test the hosts one by one: memory or network errs")
-    return Row("all-reduce", where, text)
+        return CheckResult(
+            "all-reduce", where, text, "test the hosts one by one: memory or network errs"
+        )
+    return CheckResult("all-reduce", where, text)
 
 
-def table(rows: Sequence[Row]) -> Table:
+def table(rows: Sequence[CheckResult]) -> Table:
     """Rows by check, those without a fault on many hosts as one."""
     shown = Table("check", "host", "found", "remedy")
     for check in dict.fromkeys(row.check for row in rows):

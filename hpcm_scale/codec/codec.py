@@ -16,8 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from hpcm_scale.codec import container
-from hpcm_scale.codec.coder import LARGEST_SYMBOL, Puller, Pusher, SymbolDigest, SymbolModels
-from hpcm_scale.codec.exact.path import ExactPath
+from hpcm_scale.codec.coding_result import Decoded, Encoded, Timing
 from hpcm_scale.codec.images import (
     Picture,
     check_size,
@@ -27,8 +26,7 @@ from hpcm_scale.codec.images import (
     unpack_alpha,
     unpack_icc,
 )
-from hpcm_scale.codec.path import EntropyPath, FloatPath
-from hpcm_scale.codec.results import Decoded, Encoded, Timing
+from hpcm_scale.codec.tiled_transforms import analyse, dense, synthesise
 from hpcm_scale.codec.tiles import (
     HYPER,
     LATENT,
@@ -39,10 +37,18 @@ from hpcm_scale.codec.tiles import (
     inside_mask,
     largest_tile,
 )
-from hpcm_scale.codec.transforms import analyse, dense, synthesise
+from hpcm_scale.entropy.coder import (
+    LARGEST_SYMBOL,
+    AnsDecoder,
+    AnsEncoder,
+    SymbolDigest,
+    SymbolModels,
+)
+from hpcm_scale.entropy.exact.parameters import ExactParameters
+from hpcm_scale.entropy.parameters import EntropyParameters, FloatParameters
 from hpcm_scale.errors import BitstreamError, CheckpointError, DataError
 from hpcm_scale.models.density import bits
-from hpcm_scale.weights.modelfile import LoadedModel, load_model
+from hpcm_scale.weights.model_file import LoadedModel, load_model
 
 MEMORY = 2 << 30
 """Bytes the network may work in, beside its parameters, unless told."""
@@ -76,7 +82,7 @@ class Codec:
         self,
         model: LoadedModel,
         portable: bool = True,
-        paths: Sequence[EntropyPath] = (),
+        paths: Sequence[EntropyParameters] = (),
         memory: int = MEMORY,
     ) -> None:
         self.info = model.info
@@ -225,7 +231,7 @@ class Codec:
                 coded = self._encode_tile(place, y, z_symbols, digest, estimate, timing)
                 estimated += coded.bits
                 with timing.entropy_part():
-                    pusher = Pusher()
+                    pusher = AnsEncoder()
                     for group in reversed(coded.groups):
                         pusher.push(*group)
                     payloads.append(pusher.payload())
@@ -263,7 +269,7 @@ class Codec:
             coded = z_symbols[..., :rows, :columns]
             out.bits += float(bits(coded, self._network.z_prior.scale).sum())
 
-        targets = self._network.schedule.split(dense(tile.place.of(y)))
+        targets = self._network.partition.split(dense(tile.place.of(y)))
         masks = self._step_masks(tile)
 
         def code(step: int, index: Tensor, mean: Tensor, scale: Tensor) -> Tensor:
@@ -282,10 +288,10 @@ class Codec:
         self._path(self.portable).walk(z_symbols, code)
         return out
 
-    def _path(self, portable: bool) -> EntropyPath:
+    def _path(self, portable: bool) -> EntropyParameters:
         """The entropy path of one kind, made when it is first needed."""
         if portable not in self._paths:
-            path = ExactPath if portable else FloatPath
+            path = ExactParameters if portable else FloatParameters
             try:
                 self._paths[portable] = path(self._network, self._tables)
             except CheckpointError as error:
@@ -307,7 +313,7 @@ class Codec:
         digest = SymbolDigest(container.digest_seed(header, parsed.icc, parsed.alpha))
         complete = True
         for tile, payload in zip(tiles, parsed.payloads, strict=True):
-            puller = Puller(payload)
+            puller = AnsDecoder(payload)
             try:
                 decoded = self._decode_tile(tile, puller, digest, path, timing)
                 tile.place.of(y_hat).copy_(decoded)
@@ -332,9 +338,9 @@ class Codec:
     def _decode_tile(
         self,
         tile: Tile,
-        puller: Puller,
+        puller: AnsDecoder,
         digest: SymbolDigest,
-        path: EntropyPath,
+        path: EntropyParameters,
         timing: Timing,
     ) -> Tensor:
         """ŷ of one tile."""
@@ -414,7 +420,7 @@ class Codec:
         if tile.is_full:
             return None
         mask = inside_mask(tile, self.info.config.latent_channels, self._device)
-        return [part > 0 for part in self._network.schedule.split(dense(mask))]
+        return [part > 0 for part in self._network.partition.split(dense(mask))]
 
     def _integers(self, symbols: Tensor) -> Tensor:
         """Float symbols as int32."""

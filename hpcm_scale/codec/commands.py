@@ -17,7 +17,7 @@ from hpcm_scale.codec.codec import Codec
 from hpcm_scale.codec.images import Picture, extension_writer, picture_bytes, read_picture
 from hpcm_scale.errors import BitstreamError, CheckpointError, DataError, HpcmError
 from hpcm_scale.files import atomic_write
-from hpcm_scale.weights.modelfile import ModelInfo, model_name, models_in, read_info
+from hpcm_scale.weights.model_file import ModelInfo, model_name, models_in, read_info
 
 BUNDLED = Path(__file__).parent / "bundled"
 """The models that come with the program, one for each rate."""

@@ -5,7 +5,13 @@ value and rule.
 """
 
 from hpcm_scale.config.data import DataConfig
-from hpcm_scale.config.ladder import ArmsConfig, LadderConfig, RateRule, SizeConfig, load_ladder
+from hpcm_scale.config.ladder import (
+    AblationsConfig,
+    LadderConfig,
+    RateRule,
+    SizeConfig,
+    load_ladder,
+)
 from hpcm_scale.config.model import CHARM_SLICES, ModelConfig, SharedNetConfig, latent_multiple
 from hpcm_scale.config.run import (
     CheckpointConfig,
@@ -20,7 +26,7 @@ from hpcm_scale.config.strict import Positive, StrictModel, configs_folder, pars
 
 __all__ = [
     "CHARM_SLICES",
-    "ArmsConfig",
+    "AblationsConfig",
     "CheckpointConfig",
     "DataConfig",
     "GuardConfig",

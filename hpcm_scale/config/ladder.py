@@ -11,6 +11,7 @@ from hpcm_scale.config.strict import (
     Count,
     Positive,
     StrictModel,
+    current_names,
     parse,
     read_changed,
     set_dotted,
@@ -20,18 +21,18 @@ from hpcm_scale.errors import ConfigError
 Above0 = Annotated[float, Field(gt=0)]
 
 DECIDED = {
-    "name": "sizes, lambdas, seeds and arms",
+    "name": "sizes, lambdas, seeds and ablations",
     "out": "out",
     "seed": "seeds",
     "model": "variant and sizes",
-    "steps": "images or flops",
-    "images": "images",
+    "steps": "crops or flops",
+    "crops": "crops",
     "flops": "flops",
     "loss.lmbda": "lambdas",
     "optimizer.lr": "rate or a size's lr",
 }
 """Fields of a run that `run` may not hold, and what of the ladder decides them."""
-FIXED_IN_ARMS = ("name", "out", "seed", "steps", "images", "flops")
+FIXED_IN_ABLATIONS = ("name", "out", "seed", "steps", "crops", "flops")
 
 
 class SizeConfig(StrictModel):
@@ -53,28 +54,30 @@ class SizeConfig(StrictModel):
 
 
 class RateRule(StrictModel):
-    """The peak learning rate of a size: lr · (by / at)^power, at most `most`."""
+    """The peak learning rate of a size: lr · (by / reference)^exponent, at most `max_lr`."""
+
+    renamed = {"at": "reference", "power": "exponent", "most": "max_lr"}  # noqa: RUF012
 
     by: Literal["width", "parameters"] = "width"
-    """What the power is taken of: the width dial, or the number of parameters."""
-    at: float = Field(gt=0)
+    """What the exponent applies to: the width multiplier, or the number of parameters."""
+    reference: float = Field(gt=0)
     """The value of `by` that `lr` was found for."""
     lr: float = Field(gt=0)
     """The learning rate there."""
-    power: float
+    exponent: float
     """0 for one rate at all sizes; -1 with the width is that of arXiv 2203.03466."""
-    most: float | None = Field(None, gt=0)
+    max_lr: float | None = Field(None, gt=0)
     """No size gets more than this."""
     source: str = Field(min_length=1)
-    """Where rate and power come from: a paper, or a sweep and what it found."""
+    """Where rate and exponent come from: a paper, or a sweep and what it found."""
 
     def rate(self, value: float) -> float:
         """The rate for a value of `by`, to three digits."""
-        lr = self.lr * (value / self.at) ** self.power
-        return float(f"{min(lr, self.most or lr):.3g}")
+        lr = self.lr * (value / self.reference) ** self.exponent
+        return float(f"{min(lr, self.max_lr or lr):.3g}")
 
 
-class ArmsConfig(StrictModel):
+class AblationsConfig(StrictModel):
     """Variants of one size that are compared at the ladder's longest length, seed by seed."""
 
     width: float = Field(gt=0)
@@ -82,18 +85,20 @@ class ArmsConfig(StrictModel):
     depth: float = Field(1.0, gt=0)
     """The size's depth."""
     seeds: tuple[Count, ...] = Field((1, 2, 3), min_length=1)
-    """Seeds of every arm; the unchanged size is trained with them too."""
+    """Seeds of every ablation; the unchanged size is trained with them too."""
     lmbda: float | None = Field(None, gt=0)
     """The λ they are compared at; the ladder's first if not given."""
     changes: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+$")], dict[str, Any]] = Field(
         min_length=1
     )
-    """Name of an arm -> dotted field of the run -> value:
+    """Name of an ablation -> dotted field of the run -> value:
     `psi: {model.overrides.fusion: psi}`."""
 
 
 class LadderConfig(StrictModel):
-    """Sizes × λ × seeds × lengths, and arms beside them; each is one training run."""
+    """Sizes × λ × seeds × lengths, and ablations beside them; each is one training run."""
+
+    renamed = {"images": "crops", "arms": "ablations"}  # noqa: RUF012
 
     name: str = Field(pattern=r"^[A-Za-z0-9._-]+$")
     """What the ladder is called, in a queue for example."""
@@ -107,8 +112,8 @@ class LadderConfig(StrictModel):
     """λ of distortion + rate."""
     seeds: tuple[Count, ...] = Field((1,), min_length=1)
     """Of the sizes that do not give their own."""
-    images: tuple[Positive, ...] | None = Field(None, min_length=1)
-    """Lengths in crops. One of images and flops must be given."""
+    crops: tuple[Positive, ...] | None = Field(None, min_length=1)
+    """Lengths in crops. One of crops and flops must be given."""
     flops: tuple[Above0, ...] | None = Field(None, min_length=1)
     """Lengths in counted training FLOPs."""
     branch: bool = True
@@ -117,31 +122,32 @@ class LadderConfig(StrictModel):
     2405.18392)."""
     rate: RateRule | None = None
     """The learning rate of sizes that do not give theirs."""
-    arms: ArmsConfig | None = None
+    ablations: AblationsConfig | None = None
     """Variants of one size."""
     run: dict[str, Any]
     """All else of a run, as in configs/runs."""
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
-        if (self.images is None) == (self.flops is None):
-            given = "none" if self.images is None else "both"
-            raise ValueError(f"images: give one of images and flops, not {given}")
+        if (self.crops is None) == (self.flops is None):
+            given = "none" if self.crops is None else "both"
+            raise ValueError(f"crops: give one of crops and flops, not {given}")
         self._differ("sizes", [size.label for size in self.sizes])
-        for field in ("lambdas", "seeds", "images", "flops"):
+        for field in ("lambdas", "seeds", "crops", "flops"):
             self._differ(field, getattr(self, field) or ())
         for size in self.sizes:
             self._differ(f"sizes.{size.label}.seeds", size.seeds or ())
             if size.lr is None and self.rate is None:
                 raise ValueError(f"rate: is missing, and size {size.label} has no lr of its own")
+        template, _ = current_names(RunConfig, self.run, "run")
         for key, decided_by in DECIDED.items():
-            section = self.run
+            section = template
             for part in key.split("."):
                 section = section.get(part) if isinstance(section, dict) else None
             if section is not None:
                 raise ValueError(f"run.{key}: {section!r} is decided by the ladder's {decided_by}")
-        if self.arms:
-            self._arms_fit(self.arms)
+        if self.ablations:
+            self._ablations_fit(self.ablations)
         return self
 
     @staticmethod
@@ -150,24 +156,28 @@ class LadderConfig(StrictModel):
             if list(values).count(value) > 1:
                 raise ValueError(f"{field}: {value} is there twice")
 
-    def _arms_fit(self, arms: ArmsConfig) -> None:
-        self._differ("arms.seeds", arms.seeds)
-        if self.size_of_arms is None:
+    def _ablations_fit(self, ablations: AblationsConfig) -> None:
+        self._differ("ablations.seeds", ablations.seeds)
+        if self.size_of_ablations is None:
             labels = ", ".join(size.label for size in self.sizes)
-            wanted = SizeConfig(width=arms.width, depth=arms.depth).label
-            raise ValueError(f"arms.width: {wanted} is not one of the sizes {labels}")
-        if arms.lmbda is not None and arms.lmbda not in self.lambdas:
-            raise ValueError(f"arms.lmbda: {arms.lmbda} is not one of the lambdas")
-        for name, changes in arms.changes.items():
+            wanted = SizeConfig(width=ablations.width, depth=ablations.depth).label
+            raise ValueError(f"ablations.width: {wanted} is not one of the sizes {labels}")
+        if ablations.lmbda is not None and ablations.lmbda not in self.lambdas:
+            raise ValueError(f"ablations.lmbda: {ablations.lmbda} is not one of the lambdas")
+        for name, changes in ablations.changes.items():
             for key in changes:
-                if key in FIXED_IN_ARMS:
-                    raise ValueError(f"arms.changes.{name}.{key}: arms may not change it")
+                if key in FIXED_IN_ABLATIONS:
+                    raise ValueError(f"ablations.changes.{name}.{key}: ablations may not change it")
 
     @property
-    def size_of_arms(self) -> SizeConfig | None:
-        """The rung that the arms are variants of."""
-        arms = self.arms
-        found = [s for s in self.sizes if arms and (s.width, s.depth) == (arms.width, arms.depth)]
+    def size_of_ablations(self) -> SizeConfig | None:
+        """The size that the ablations are variants of."""
+        ablations = self.ablations
+        found = [
+            s
+            for s in self.sizes
+            if ablations and (s.width, s.depth) == (ablations.width, ablations.depth)
+        ]
         return found[0] if found else None
 
     def run_config(
@@ -185,7 +195,7 @@ class LadderConfig(StrictModel):
 
         Args:
             length: crops, or FLOPs where the ladder gives those.
-            changes: an arm's.
+            changes: an ablation's.
 
         Raises:
             ConfigError: naming the field of the run that does not do.
@@ -199,7 +209,7 @@ class LadderConfig(StrictModel):
             "model": {"variant": self.variant, "width": size.width, "depth": size.depth},
             "loss.lmbda": lmbda,
             "optimizer.lr": lr,
-            "flops" if self.images is None else "images": length,
+            "flops" if self.crops is None else "crops": length,
         }
         for key, value in (ours | (changes or {})).items():
             set_dotted(values, key, value, source)
@@ -217,13 +227,13 @@ def load_ladder(path: Path | str, changes: list[str] | None = None) -> LadderCon
         ConfigError: naming file, field, value and rule.
     """
     ladder = parse(LadderConfig, read_changed(path, changes), str(path))
-    arms = ladder.arms.changes if ladder.arms else {}
+    ablations = ladder.ablations.changes if ladder.ablations else {}
     try:
-        for name, change in ({"": {}} | arms).items():
+        for name, change in ({"": {}} | ablations).items():
             ladder.run_config(
                 name or "run", ladder.sizes[0], lmbda=1, seed=0, lr=1, length=1, changes=change
             )
     except ConfigError as error:
-        where = f"arm {name}: " if name else ""
+        where = f"ablation {name}: " if name else ""
         raise ConfigError(f"{path}: {where}{str(error).removeprefix(ladder.name + ': ')}") from None
     return ladder

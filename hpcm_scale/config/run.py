@@ -36,6 +36,8 @@ class LossConfig(StrictModel):
 class OptimizerConfig(StrictModel):
     """Adam, its learning rate over the run, and the average of its weights."""
 
+    renamed = {"clip": "grad_clip_norm", "final": "final_lr_fraction"}  # noqa: RUF012
+
     type: Literal["adam", "adamw"] = "adam"
     """adamw decouples the weight decay from the gradient; without weight decay they are one."""
     lr: float = Field(1e-4, gt=0)
@@ -47,21 +49,21 @@ class OptimizerConfig(StrictModel):
     """Decay of Adam's running mean and variance of the gradient."""
     weight_decay: float = Field(0, ge=0)
     """Of every parameter; the papers use none."""
-    clip: float = Field(1.0, gt=0)
+    grad_clip_norm: float = Field(1.0, gt=0)
     """Largest norm of the gradient over all parameters (the papers' 1.0)."""
     warmup_steps: Count = 0
     """Steps over which the learning rate rises linearly from 0."""
     schedule: Literal["constant", "step", "cosine"] = "constant"
     """After the warm-up. constant: then a linear decay to 0 over the last `decay_fraction`, so that
     runs of several lengths share all but their ends (arXiv 2405.18392). step: multiplied by
-    `factors` past `milestones`. cosine: half a cosine down to `final` of the peak."""
+    `factors` past `milestones`. cosine: half a cosine down to `final_lr_fraction` of the peak."""
     decay_fraction: float = Field(0.25, ge=0, le=1)
     """constant: the last part of the run, over which the learning rate falls linearly to 0."""
     milestones: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = (0.8, 0.9, 0.95)
     """step: shares of the run after which the rate changes (the papers': 1.6, 1.8, 1.9 of 2 M)."""
     factors: tuple[Annotated[float, Field(gt=0)], ...] = (0.2, 0.05, 0.01)
     """step: the share of the peak from each milestone on (the papers' 2e-5, 5e-6, 1e-6)."""
-    final: float = Field(0.01, ge=0, le=1)
+    final_lr_fraction: float = Field(0.01, ge=0, le=1)
     """cosine: the share of the peak that the run ends at."""
     ema: float | None = Field(None, gt=0, lt=1)
     """Decay a step of an exponential moving average of the weights, which validation and export
@@ -74,7 +76,7 @@ class OptimizerConfig(StrictModel):
                 f"milestones: {len(self.milestones)} of them, but {len(self.factors)} factors"
             )
         if list(self.milestones) != sorted(set(self.milestones)):
-            raise ValueError(f"milestones: {list(self.milestones)} do not rise")
+            raise ValueError(f"milestones: {list(self.milestones)} must be increasing")
         if self.weight_decay and self.type == "adam":
             raise ValueError(f"weight_decay: {self.weight_decay} needs type adamw")
         return self
@@ -96,10 +98,12 @@ class CheckpointConfig(StrictModel):
 class GuardConfig(StrictModel):
     """What a run does when something goes wrong."""
 
+    renamed = {"spike": "spike_factor"}  # noqa: RUF012
+
     max_skipped: Positive = 10
     """Steps skipped one after the other, for losses or gradients that are not finite, that end
     the run; its last good checkpoint stays."""
-    spike: float = Field(2.0, gt=1)
+    spike_factor: float = Field(2.0, gt=1)
     """A loss above this many times its running average is recorded as a spike."""
     timeout: float = Field(600, gt=0)
     """Seconds a rank waits for another in one collective operation before it gives the job up."""
@@ -107,6 +111,8 @@ class GuardConfig(StrictModel):
 
 class RunConfig(StrictModel):
     """One training run."""
+
+    renamed = {"hours": "max_hours", "images": "crops"}  # noqa: RUF012
 
     name: str = Field(pattern=r"^[^/\x00]+$")
     """What the run is called; its folder is `out`/`name`."""
@@ -125,12 +131,12 @@ class RunConfig(StrictModel):
     optimizer: OptimizerConfig = OptimizerConfig()
     """How."""
     steps: Positive | None = None
-    """Length of the run in optimizer steps. One of steps, images and flops must be given."""
-    images: Positive | None = None
+    """Length of the run in optimizer steps. One of steps, crops and flops must be given."""
+    crops: Positive | None = None
     """Length of the run in crops, rounded up to whole steps."""
     flops: float | None = Field(None, gt=0)
     """Length of the run in counted training FLOPs, rounded up to whole steps."""
-    hours: float | None = Field(None, gt=0)
+    max_hours: float | None = Field(None, gt=0)
     """Wall time after which a session of the run saves and stops, to be resumed; the learning rate
     does not know of it."""
     batch: Positive = 32
@@ -163,19 +169,19 @@ class RunConfig(StrictModel):
                 f"data.crop: {self.data.crop} is too small for the five scales of MS-SSIM, which "
                 "need more than 160"
             )
-        given = [name for name in ("steps", "images", "flops") if getattr(self, name) is not None]
+        given = [name for name in ("steps", "crops", "flops") if getattr(self, name) is not None]
         if len(given) != 1:
             raise ValueError(
-                f"steps: give one of steps, images and flops, not {' and '.join(given) or 'none'}"
+                f"steps: give one of steps, crops and flops, not {' and '.join(given) or 'none'}"
             )
         return self
 
-    def total_steps(self, flops_per_image: float) -> int:
-        """Optimizer steps of the whole run, for so many training FLOPs an image."""
+    def total_steps(self, flops_per_crop: float) -> int:
+        """Optimizer steps of the whole run, for so many training FLOPs a crop."""
         if self.steps is not None:
             return self.steps
-        images = self.images if self.images is not None else self.flops / flops_per_image
-        return max(1, math.ceil(images / self.batch))
+        crops = self.crops if self.crops is not None else (self.flops or 0) / flops_per_crop
+        return max(1, math.ceil(crops / self.batch))
 
     @property
     def folder(self) -> Path:

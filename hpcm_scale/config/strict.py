@@ -1,12 +1,16 @@
 """Strict pydantic models: unknown keys are errors, a bad value is named in one line."""
 
+import logging
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, ClassVar, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from hpcm_scale.errors import ConfigError
+
+log = logging.getLogger(__name__)
 
 Positive = Annotated[int, Field(gt=0)]
 Count = Annotated[int, Field(ge=0)]
@@ -16,6 +20,9 @@ class StrictModel(BaseModel):
     """Unknown keys are errors, values never change after reading."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    renamed: ClassVar[Mapping[str, str]] = {}
+    """Fields by the names they had in version 0.1, which are still read for one version."""
 
 
 T = TypeVar("T", bound=StrictModel)
@@ -46,10 +53,47 @@ def parse(kind: type[T], values: Any, source: str) -> T:
     """
     if not isinstance(values, dict):
         raise ConfigError(f"{source}: expected keys and values, found {type(values).__name__}")
+    values, old = current_names(kind, values, source)
+    for was, now in old.items():
+        log.warning("%s: %s is now called %s; the old name is read until 0.3", source, was, now)
     try:
         return kind.model_validate(values)
     except ValidationError as error:
         raise ConfigError(describe(error, source)) from None
+
+
+def current_names(
+    kind: type[StrictModel], values: Mapping[str, Any], source: str
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """`values` of a `kind` with the fields that were renamed under their current names.
+
+    Returns:
+        the values, and dotted old name -> dotted current name of those found.
+
+    Raises:
+        ConfigError: if a field is given by both of its names.
+    """
+    current: dict[str, Any] = {}
+    found: dict[str, str] = {}
+    for key, value in values.items():
+        name = kind.renamed.get(key, key)
+        if name != key:
+            if name in values:
+                raise ConfigError(f"{source}: {key}: is the old name of {name}, also given")
+            found[key] = name
+        section = _section(kind, name)
+        if section is not None and isinstance(value, Mapping):
+            value, inner = current_names(section, value, source)
+            found |= {f"{key}.{was}": f"{name}.{now}" for was, now in inner.items()}
+        current[name] = value
+    return current, found
+
+
+def _section(kind: type[StrictModel], name: str) -> type[StrictModel] | None:
+    """The model of a field that is a section of its own."""
+    field = kind.model_fields.get(name)
+    kinds = (field.annotation, *get_args(field.annotation)) if field else ()
+    return next((k for k in kinds if isinstance(k, type) and issubclass(k, StrictModel)), None)
 
 
 def read_yaml(path: Path | str) -> dict[str, Any]:

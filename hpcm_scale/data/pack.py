@@ -25,8 +25,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from hpcm_scale.data.images import image_suffix
-from hpcm_scale.data.lots import REPORT, SPLITS, Lots, finish
 from hpcm_scale.data.manifest import NAME, Manifest
+from hpcm_scale.data.pack_chunks import REPORT, SPLITS, ChunkStore, finish
 from hpcm_scale.data.prepare import Prepared, Skipped, prepare
 from hpcm_scale.data.recipe import Recipe
 from hpcm_scale.data.shards import read_manifest
@@ -83,7 +83,7 @@ def pack(
     identity = _identity(recipe, sources)
     if (out / NAME).exists():
         return _already_packed(out, identity, strict)
-    lots = Lots(out / "lots", identity)
+    lots = ChunkStore(out / "lots", identity)
     if not lots.folder.exists() and any((out / split).exists() for split in SPLITS):
         raise DataError(f"{out}: holds shards without a {NAME}; choose another folder")
     batches = _cut(sources, int(recipe.shard_mb * 1e6))

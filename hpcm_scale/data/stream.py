@@ -29,7 +29,7 @@ OPEN_LIMIT = 512
 
 
 @dataclass
-class Piece:
+class ReaderBatch:
     """What one reader contributes to one global batch: possibly nothing, always delivered."""
 
     positions: np.ndarray
@@ -133,7 +133,7 @@ class TrainStream:
         # t*readers .. (t+1)*readers - 1 are batch t, with no queue of ours and no reordering.
         pieces = iter(
             DataLoader(
-                _Pieces(self),
+                _ReaderBatches(self),
                 batch_size=None,
                 num_workers=self.data.workers,
                 worker_init_fn=_leave_signals_to_the_parent,
@@ -154,7 +154,7 @@ class TrainStream:
             self.consumed += self.global_batch
             yield batch
 
-    def _assemble(self, pieces: list[Piece]) -> dict[str, Any]:
+    def _assemble(self, pieces: list[ReaderBatch]) -> dict[str, Any]:
         for piece in pieces:
             for report in piece.bad:
                 log.warning("%s", report)
@@ -190,7 +190,7 @@ def _leave_signals_to_the_parent(_: int) -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
-class _Pieces(IterableDataset):
+class _ReaderBatches(IterableDataset):
     """The pieces of one reader, from a stream's current position on, in a worker process."""
 
     def __init__(self, stream: TrainStream) -> None:
@@ -203,7 +203,7 @@ class _Pieces(IterableDataset):
         self.start, self.global_batch = stream.consumed, stream.global_batch
         self.rank, self.world_size, self.cache = stream.rank, stream.world_size, stream.cache
 
-    def __iter__(self) -> Iterator[Piece]:
+    def __iter__(self) -> Iterator[ReaderBatch]:
         info = get_worker_info()
         worker, workers = (info.id, info.num_workers) if info else (0, 1)
         # Worker j of rank k: its positions ≡ k + W·j (mod W·workers) are ≡ k (mod W), the rank's.
@@ -217,11 +217,11 @@ class _Pieces(IterableDataset):
             yield self._piece(reader, owned_positions(start, stop, index, count))
             start = stop
 
-    def _piece(self, reader: ShardReader, positions: np.ndarray) -> Piece:
+    def _piece(self, reader: ShardReader, positions: np.ndarray) -> ReaderBatch:
         side = self.data.crop
         images = torch.empty((len(positions), 3, side, side), dtype=torch.uint8)
         epochs, samples = self.order.at(positions)
-        piece = Piece(positions, samples, images, bad=[])
+        piece = ReaderBatch(positions, samples, images, bad=[])
         try:
             for row, epoch in enumerate(epochs):
                 crop, decoded = self._decode(reader, int(epoch), int(samples[row]), piece.bad)

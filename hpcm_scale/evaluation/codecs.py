@@ -25,7 +25,7 @@ from hpcm_scale.codec.codec import Codec
 from hpcm_scale.codec.images import Picture
 from hpcm_scale.config import ModelConfig
 from hpcm_scale.errors import ConfigError
-from hpcm_scale.weights.modelfile import ModelInfo, read_info
+from hpcm_scale.weights.model_file import ModelInfo, read_info
 
 T = TypeVar("T")
 

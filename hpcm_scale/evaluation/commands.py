@@ -12,9 +12,9 @@ from hpcm_scale.errors import ConfigError, DataError
 from hpcm_scale.evaluation import table
 from hpcm_scale.evaluation.codecs import PILLOW, Setting, model_settings, pillow_settings
 from hpcm_scale.evaluation.command_codec import command_settings, read_command_codec
+from hpcm_scale.evaluation.comparison_page import write_page
 from hpcm_scale.evaluation.curves import Evaluation, assess, write
 from hpcm_scale.evaluation.evaluate import evaluate, join_processes, pictures_in
-from hpcm_scale.evaluation.page import write_page
 from hpcm_scale.evaluation.plots import plot
 from hpcm_scale.evaluation.published import read_points
 

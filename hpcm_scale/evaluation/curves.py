@@ -14,7 +14,7 @@ from hpcm_scale import __version__
 from hpcm_scale.errors import DataError, RunError
 from hpcm_scale.evaluation.bd_rate import Method, bd_psnr, bd_rate
 from hpcm_scale.evaluation.codecs import Setting
-from hpcm_scale.evaluation.evaluate import Row
+from hpcm_scale.evaluation.evaluate import ResultRow
 from hpcm_scale.files import atomic_write
 
 FORMAT = "hpcm_scale evaluation 1"
@@ -34,7 +34,7 @@ class Curve:
     """The points of one codec, by rising rate."""
 
     name: str
-    points: list[Row] = field(default_factory=list)
+    points: list[ResultRow] = field(default_factory=list)
     """Averages of each setting: "bpp", qualities by `METRICS`, and what else was measured."""
     published: bool = False
     """Read from a file, not measured in this evaluation."""
@@ -83,7 +83,7 @@ class Evaluation:
     curves: list[Curve]
     images: list[str]
     """The pictures that count: those that every setting coded."""
-    failures: list[Row]
+    failures: list[ResultRow]
     """Rows with an "error"."""
     dropped: list[str]
     """Settings that coded no picture at all."""
@@ -93,7 +93,10 @@ class Evaluation:
 
 
 def assess(
-    settings: Sequence[Setting], rows: Sequence[Row], others: Sequence[Curve], anchor: str | None
+    settings: Sequence[Setting],
+    rows: Sequence[ResultRow],
+    others: Sequence[Curve],
+    anchor: str | None,
 ) -> Evaluation:
     """Average the rows into curves and compare them.
 
@@ -145,9 +148,9 @@ def assess(
     )
 
 
-def _averages(rows: Sequence[Row]) -> Row:
+def _averages(rows: Sequence[ResultRow]) -> ResultRow:
     """Means over pictures; of the qualities in dB too, as the HPCM papers do. None spreads."""
-    means: Row = {"images": len(rows)}
+    means: ResultRow = {"images": len(rows)}
     for column in AVERAGED:
         values = [row[column] for row in rows]
         means[column] = None if None in values else float(np.mean(values))
@@ -181,7 +184,9 @@ def _delta(anchor: Curve, curve: Curve, metric: str, method: Method) -> Delta:
     return Delta(curve.name, metric, method, *values, "; ".join(dict.fromkeys(refusals)) or None)
 
 
-def write(evaluation: Evaluation, rows: Sequence[Row], data: Path, folder: Path) -> list[Path]:
+def write(
+    evaluation: Evaluation, rows: Sequence[ResultRow], data: Path, folder: Path
+) -> list[Path]:
     """Write report.json, images.csv and averages.csv; their paths.
 
     Raises:
@@ -215,7 +220,7 @@ def write(evaluation: Evaluation, rows: Sequence[Row], data: Path, folder: Path)
     return paths
 
 
-def _csv(columns: Sequence[str], rows: Sequence[Row]) -> str:
+def _csv(columns: Sequence[str], rows: Sequence[ResultRow]) -> str:
     out = io.StringIO()
     writer = csv.DictWriter(out, columns, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()

@@ -30,7 +30,7 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".ppm", ".bmp", ".tif", ".tiff")
 """What counts as a picture in a folder."""
 FAULTS = (HpcmError, OSError, RuntimeError, ValueError, SyntaxError, MemoryError)
 """What a picture or a codec may raise without ending the run."""
-Row = dict[str, Any]
+ResultRow = dict[str, Any]
 """One setting on one picture: figures, or an "error" in their place."""
 
 
@@ -82,7 +82,7 @@ class ResultLog:
         self._path = path
         self._lock = FileLock(path.with_suffix(".lock"))
 
-    def read(self) -> dict[str, Row]:
+    def read(self) -> dict[str, ResultRow]:
         """The rows by key, of several of one key the last; a line cut short is left out."""
         rows = {}
         for line in self._path.read_text().splitlines() if self._path.is_file() else ():
@@ -93,7 +93,7 @@ class ResultLog:
             rows[row["key"]] = row
         return rows
 
-    def append(self, row: Row) -> None:
+    def append(self, row: ResultRow) -> None:
         """Add one row, whole or not at all."""
         line = json.dumps(row).encode() + b"\n"
         with self._lock, self._path.open("ab+") as file:
@@ -109,7 +109,7 @@ def evaluate(
     state: PartialState,
     device: str,
     console: Console,
-) -> list[Row]:
+) -> list[ResultRow]:
     """Code every picture at every setting, except what the folder's results.jsonl has already.
 
     Pictures are shared out between the processes. One that fails at a setting gets a row with an
@@ -170,7 +170,7 @@ def evaluate(
     ]
 
 
-def _coded(setting: Setting, images: Sequence[Path]) -> Iterator[tuple[Path, Row]]:
+def _coded(setting: Setting, images: Sequence[Path]) -> Iterator[tuple[Path, ResultRow]]:
     """The figures of one setting on each picture, or what went wrong."""
     if not images:
         return
@@ -203,7 +203,7 @@ def rgb(picture: Picture) -> np.ndarray:
     return pixels if pixels.ndim == 3 else np.repeat(pixels[..., None], 3, axis=2)
 
 
-def figures(coder: Coder, pixels: np.ndarray) -> Row:
+def figures(coder: Coder, pixels: np.ndarray) -> ResultRow:
     """What one picture costs and what becomes of it.
 
     Args:

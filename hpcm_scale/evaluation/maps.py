@@ -5,8 +5,8 @@ import torch
 from matplotlib import colormaps
 from torch import Tensor
 
+from hpcm_scale.codec.tiled_transforms import analyse, dense
 from hpcm_scale.codec.tiles import HYPER, LATENT
-from hpcm_scale.codec.transforms import analyse, dense
 from hpcm_scale.models.codec_network import CodecNetwork
 from hpcm_scale.models.density import bits
 
@@ -26,7 +26,7 @@ def bit_map(network: CodecNetwork, pixels: np.ndarray, memory: int) -> np.ndarra
     """
     y = analyse(network, [pixels], memory)
     z_hat, z_bits = network.z_prior(network.h_a(y), None)
-    targets = network.schedule.split(y)
+    targets = network.partition.split(y)
     priced: list[Tensor] = []
 
     def code(step: int, scale: Tensor, mean: Tensor) -> Tensor:
@@ -36,7 +36,7 @@ def bit_map(network: CodecNetwork, pixels: np.ndarray, memory: int) -> np.ndarra
 
     network.code_steps(network.h_s(dense(z_hat)), code)
     spread = z_bits.sum(1).repeat_interleave(HYPER, 1).repeat_interleave(HYPER, 2) / HYPER**2
-    total = (network.schedule.join(priced).sum(1) + spread)[0]
+    total = (network.partition.join(priced).sum(1) + spread)[0]
     rows, columns = (-(-side // LATENT) for side in pixels.shape[:2])
     return total[:rows, :columns].cpu().numpy()
 

@@ -9,17 +9,8 @@ from matplotlib.figure import Figure
 
 from hpcm_scale.evaluation.curves import METRICS, Curve
 from hpcm_scale.files import atomic_path
+from hpcm_scale.plotting import STYLE
 
-STYLE = {
-    "font.size": 10,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.alpha": 0.25,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "svg.fonttype": "none",
-    "svg.hashsalt": "hpcm-scale",  # the same evaluation gives the same bytes
-}
 MEASURED = ("#1b3a5c", "#c0392b", "#2e7d32", "#e08e0b", "#7b4fa3", "#0f8b8d", "#8c564b", "#d81b60")
 PUBLISHED = ("#555555", "#8a6d00", "#00695c", "#6d4c41", "#455a64", "#9e2a5c")
 MARKERS = "osD^vP*X"

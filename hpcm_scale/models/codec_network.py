@@ -14,11 +14,11 @@ from torch.utils.checkpoint import checkpoint
 
 from hpcm_scale.config import ModelConfig
 from hpcm_scale.errors import DataError
-from hpcm_scale.models.density import ZPrior, bits, round_through, widened
+from hpcm_scale.models.density import ZPrior, bits, ste_round, upcast_half
 from hpcm_scale.models.transforms import (
-    Run,
+    ModuleCall,
     analysis,
-    directly,
+    call,
     hyper_analysis,
     hyper_synthesis,
     synthesis,
@@ -39,7 +39,7 @@ class Output(NamedTuple):
     """(B, H/16, W/16), where asked for: bits of y at each latent position, over all channels."""
 
 
-class Steps(Protocol):
+class LatentPartition(Protocol):
     """The latents of an image as the dense tensors that the coding steps handle, and back."""
 
     @property
@@ -65,19 +65,19 @@ class CodecNetwork(nn.Module, ABC):
 
     Args:
         config: of the network.
-        schedule: how the latents fall into coding steps.
+        partition: how the latents fall into coding steps.
     """
 
-    def __init__(self, config: ModelConfig, schedule: Steps) -> None:
+    def __init__(self, config: ModelConfig, partition: LatentPartition) -> None:
         super().__init__()
         self.config = config
-        self.schedule = schedule
+        self.partition = partition
         self.g_a = analysis(config)
         self.g_s = synthesis(config)
         self.h_a = hyper_analysis(config)
         self.h_s = self._hyper_synthesis()
         self.z_prior = ZPrior(config.hyper_channels)
-        self.run: Run = directly
+        self.run: ModuleCall = call
 
     def _hyper_synthesis(self) -> nn.Module:
         """h_s: called as h_s(ẑ, run), gives (B, 2M, h, w)."""
@@ -86,7 +86,7 @@ class CodecNetwork(nn.Module, ABC):
     @property
     def scales(self) -> int:
         """Scales whose rates `Output.bits` tells apart."""
-        return max(self.schedule.step_scales) + 1
+        return max(self.partition.step_scales) + 1
 
     @property
     def stride(self) -> int:
@@ -105,7 +105,7 @@ class CodecNetwork(nn.Module, ABC):
             every: of each transform stage and coding step (True), of none (False), or of every
                 k-th of them in the order of a pass.
         """
-        self.run = Recomputed(int(every)) if every else directly
+        self.run = CheckpointEvery(int(every)) if every else call
 
     def forward(
         self,
@@ -125,25 +125,25 @@ class CodecNetwork(nn.Module, ABC):
             DataError: if a side is not a multiple of `image_multiple`.
         """
         self.check_sides(x)
-        if isinstance(self.run, Recomputed):
+        if isinstance(self.run, CheckpointEvery):
             self.run.calls = 0
         y = self.g_a(x, self.run)
         z_hat, z_bits = self.z_prior(self.h_a(y, self.run), None if noise is None else noise[1])
         params = self.h_s(z_hat, self.run)
 
-        targets = self.schedule.split(y)
-        noises = None if noise is None else self.schedule.split(noise[0])
-        scale_of = self.schedule.step_scales
+        targets = self.partition.split(y)
+        noises = None if noise is None else self.partition.split(noise[0])
+        scale_of = self.partition.step_scales
         spent = [z_bits.new_zeros(x.shape[0]) for _ in range(self.scales)]
         spent_at: list[Tensor] = []
 
         def code(step: int, scale: Tensor, mean: Tensor) -> Tensor:
-            mean = widened(mean)
-            residual = widened(targets[step]) - mean
-            symbols = round_through(residual)
-            priced = symbols if noises is None else residual + noises[step]
+            mean = upcast_half(mean)
+            residual = upcast_half(targets[step]) - mean
+            symbols = ste_round(residual)
+            rated = symbols if noises is None else residual + noises[step]
             s = scale_of[step]
-            cost = bits(priced, widened(scale))
+            cost = bits(rated, upcast_half(scale))
             spent[s] = spent[s] + cost.flatten(1).sum(1)
             if with_map:
                 spent_at.append(cost)
@@ -151,7 +151,7 @@ class CodecNetwork(nn.Module, ABC):
 
         y_hat = self.code_steps(params, code)
         x_hat = self.g_s(y_hat, self.run)
-        bit_map = self.schedule.join(spent_at).sum(1) if with_map else None
+        bit_map = self.partition.join(spent_at).sum(1) if with_map else None
         return Output(x_hat, torch.stack([*spent, z_bits.flatten(1).sum(1)], dim=1), bit_map)
 
     def check_sides(self, x: Tensor) -> None:
@@ -176,8 +176,8 @@ class CodecNetwork(nn.Module, ABC):
         """
 
 
-class Recomputed:
-    """The `Run` that recomputes every k-th of the modules it is given in the backward pass."""
+class CheckpointEvery:
+    """A `ModuleCall` that recomputes every k-th of its modules in the backward pass."""
 
     def __init__(self, every: int) -> None:
         self.every = every

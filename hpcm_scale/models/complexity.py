@@ -96,7 +96,7 @@ def _context_rows(network: CodecNetwork) -> dict[str, str]:
                 rows |= dict.fromkeys(members, name.replace("_", " "))
         return rows
     rows = {"shared_s12": "shared net S1, S2", "shared_s3": "shared net S3"}
-    scales = network.schedule.step_scales
+    scales = network.partition.step_scales
     for s in range(network.scales):
         members = [f"steps.{k}" for k, scale in enumerate(scales[1:]) if scale == s]
         members += [f"fusions.{s}"] + ([f"merges.{s - 1}"] if s else [])
@@ -135,7 +135,7 @@ def complexity_table(config: ModelConfig, side: int = 256) -> list[Share]:
     shares = [Share(row, parameters[row], kmacs[row]) for row in parameters]
     shares.append(Share("sum", sum(parameters.values()), flops.forward / 2e3 / side**2))
     if isinstance(network, HPCM) and config.fusion == "attention":
-        scales = network.schedule.step_scales
+        scales = network.partition.step_scales
         # The last scale's fusion ran once a step but the last.
         calls = scales.count(scales[-1]) - 1
         unread = flops.modules[f"fusions.{scales[-1]}"] / calls / 2e3 / side**2

@@ -64,12 +64,12 @@ class _Round(torch.autograd.Function):
         return grad
 
 
-def round_through(x: Tensor) -> Tensor:
+def ste_round(x: Tensor) -> Tensor:
     """round(x) with the gradient of x (straight-through estimator)."""
     return _Round.apply(x)
 
 
-def widened(x: Tensor) -> Tensor:
+def upcast_half(x: Tensor) -> Tensor:
     """`x`, in float32 if it is of half precision: a likelihood is a difference of close numbers."""
     return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
 
@@ -107,8 +107,8 @@ class ZPrior(nn.Module):
         Returns:
             ẑ like z, and the bits of each element.
         """
-        mean = widened(self.mean)
-        residual = widened(z) - mean
-        symbols = round_through(residual)
-        priced = symbols if noise is None else residual + noise
-        return (symbols + mean).to(z.dtype), bits(priced, widened(self.scale))
+        mean = upcast_half(self.mean)
+        residual = upcast_half(z) - mean
+        symbols = ste_round(residual)
+        rated = symbols if noise is None else residual + noise
+        return (symbols + mean).to(z.dtype), bits(rated, upcast_half(self.scale))

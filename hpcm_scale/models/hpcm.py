@@ -39,7 +39,7 @@ class HPCM(CodecNetwork):
     @property
     def image_multiple(self) -> int:
         """What an image's sides must be multiples of: grids halve evenly and hold whole windows."""
-        scales = self.schedule.schedule.scales
+        scales = self.partition.schedule.scales
         multiple = self.stride
         for s, scale in enumerate(scales):
             pixels = 16 << (len(scales) - 1 - s)
@@ -59,9 +59,9 @@ class HPCM(CodecNetwork):
         Returns:
             ŷ (B, M, h, w).
         """
-        schedule = self.schedule.schedule
+        schedule = self.partition.schedule
         hierarchical = self.config.hierarchical
-        pyramid = self.schedule.pyramid(params, parts=2)
+        pyramid = self.partition.pyramid(params, parts=2)
         context, y_hat = (pyramid[0] if hierarchical else params), None
         for k, (s, table) in enumerate(schedule.steps):
             scale = schedule.scales[s]
@@ -72,11 +72,11 @@ class HPCM(CodecNetwork):
             else:
                 shared = self.shared_s3 if s == len(schedule.scales) - 1 else self.shared_s12
                 psi = self.run(self.steps[k - 1], context, y_hat, shared)
-            on_scale = psi if hierarchical else self.schedule.narrow(psi, s, parts=2)
+            on_scale = psi if hierarchical else self.partition.narrow(psi, s, parts=2)
             coded = code(k, *grids.take(on_scale, table, scale.groups, parts=2).chunk(2, dim=1))
             placed = grids.place(coded, table, scale.groups)
             if not hierarchical:
-                placed = self.schedule.widen(placed, s)
+                placed = self.partition.widen(placed, s)
             y_hat = placed if y_hat is None else y_hat + placed
             # The context after the last step is read by nothing.
             if 0 < k < len(schedule.steps) - 1:
@@ -89,7 +89,7 @@ class HPCM(CodecNetwork):
         """Context and latents so far of scale s−1 on the grid of scale s, with s's `params`."""
         if not self.config.hierarchical:
             return self.merges[s - 1](context), y_hat
-        kept = self.schedule.schedule.scales[s].kept
+        kept = self.partition.schedule.scales[s].kept
         if s == 1 and self.config.hyper_alignment == "official":
             params = grids.misplace(params)
         context = self.merges[s - 1](grids.insert(context, params, kept, parts=2))

@@ -14,36 +14,36 @@ from torch.utils.flop_counter import register_flop_formula
 SLOPE = 0.01
 """Negative slope of every LeakyReLU (the published program's default)."""
 
-TURNED = 48
+WGRAD_MIN_CHANNELS = 48
 """Channels from which on oneDNN's weight gradients are faster than BLAS's, measured."""
 
 # Not in torch's documentation, though torch.compile emits them: without them plain products do.
 _ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
-def _quick(x: Tensor) -> bool:
+def use_onednn(x: Tensor) -> bool:
     # torch.compile takes the operators for its own, with weights packed before.
     suits = x.device.type == "cpu" and x.dtype == torch.float32 and x.numel() > 0
     return _ONEDNN and suits and not torch.compiler.is_compiling()
 
 
-def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+def linear_nograd(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x Wᵀ + b of rows x (n, I), weight (O, I) and bias (O,); no gradient."""
-    if _quick(x):
+    if use_onednn(x):
         return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
     return F.linear(x, weight, bias)
 
 
-def activated(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+def linear_leaky_relu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """LeakyReLU(x Wᵀ + b); no gradient."""
-    if _quick(x):
+    if use_onednn(x):
         return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "leaky_relu", [SLOPE], "")
     return F.leaky_relu_(F.linear(x, weight, bias), SLOPE)
 
 
-def added(x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor) -> Tensor:
+def linear_add(x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor) -> Tensor:
     """residual + x Wᵀ + b, residual (n, O); no gradient."""
-    if _quick(x):
+    if use_onednn(x):
         return torch.ops.mkldnn._linear_pointwise.binary(x, residual, weight, bias, "add")
     return torch.addmm(residual + bias, x, weight.t())
 
@@ -54,7 +54,7 @@ def weight_gradient(grad: Tensor, x: Tensor) -> Tensor:
     For others oneDNN has only its reference loops, a hundred times slower.
     """
     # oneDNN first copies both to turn them over, which only large products repay.
-    if _quick(x) and min(grad.shape[1], x.shape[1]) >= TURNED:
+    if use_onednn(x) and min(grad.shape[1], x.shape[1]) >= WGRAD_MIN_CHANNELS:
         return torch.ops.mkldnn._linear_pointwise(grad.t(), x.t(), None, "none", [], "")
     return grad.t() @ x
 
@@ -63,18 +63,18 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: FunctionCtx, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         ctx.save_for_backward(x, weight)
-        return product(x, weight, bias)
+        return linear_nograd(x, weight, bias)
 
     @staticmethod
     def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor, ...]:
         x, weight = ctx.saved_tensors
         grad = grad.contiguous()
-        return product(grad, weight.t()), weight_gradient(grad, x), grad.sum(0)
+        return linear_nograd(grad, weight.t()), weight_gradient(grad, x), grad.sum(0)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """F.linear over the last dimension of x (..., I), with its gradient."""
-    if not _quick(x):
+    if not use_onednn(x):
         return F.linear(x, weight, bias)
     rows = _Linear.apply(x.reshape(-1, x.shape[-1]).contiguous(), weight, bias)
     return rows.view(*x.shape[:-1], len(weight))

@@ -11,19 +11,19 @@ from torch import Tensor, nn
 from hpcm_scale.config import ModelConfig
 from hpcm_scale.models.blocks import PConvRB, down, up
 
-Run = Callable[..., Tensor]
+ModuleCall = Callable[..., Tensor]
 """Calls a module on its inputs: directly, or through activation checkpointing."""
 
 
-def directly(module: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
-    """The `Run` that keeps every activation."""
+def call(module: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+    """The `ModuleCall` that keeps every activation."""
     return module(*inputs)
 
 
 class Transform(nn.ModuleList):
     """Stages applied one after the other."""
 
-    def forward(self, x: Tensor, run: Run = directly) -> Tensor:
+    def forward(self, x: Tensor, run: ModuleCall = call) -> Tensor:
         for stage in self:
             x = run(stage, x)
         return x

@@ -41,14 +41,14 @@ def model_config(
         raise ConfigError(f"model: {variant!r} is not one of {', '.join(variants())}")
     config = parse(ModelConfig, read_yaml(path), str(path))
     if width != 1.0 or depth != 1.0:
-        config = dialled(config, width, depth)
+        config = scale_config(config, width, depth)
     if overrides:
         values = config.model_dump() | {"published": None} | overrides
         config = parse(ModelConfig, values, f"{path} with overrides")
     return config
 
 
-def dialled(config: ModelConfig, width: float, depth: float = 1.0) -> ModelConfig:
+def scale_config(config: ModelConfig, width: float, depth: float = 1.0) -> ModelConfig:
     """`config` with its channels times `width` and its block counts times `depth`.
 
     Rules, each from the family itself or the field's practice:

@@ -11,8 +11,8 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from hpcm_scale.scaling.huber import HuberFit, resample_huber
-from hpcm_scale.scaling.power import TERM_NAMES, Interval, Points
-from hpcm_scale.scaling.projection import search
+from hpcm_scale.scaling.power_law import TERM_NAMES, Interval, Points
+from hpcm_scale.scaling.variable_projection import search
 
 FEW_RUNS = 15
 """Below this many runs the percentile intervals are too narrow to quote."""

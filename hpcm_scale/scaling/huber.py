@@ -12,8 +12,8 @@ import numpy as np
 from scipy import optimize
 from threadpoolctl import threadpool_limits
 
-from hpcm_scale.scaling.power import LawRefused, Points, PowerLaw, power_law
-from hpcm_scale.scaling.projection import HIGHEST_EXPONENT, LOWEST_EXPONENT, coefficients
+from hpcm_scale.scaling.power_law import NotFittable, Points, PowerLaw, power_law
+from hpcm_scale.scaling.variable_projection import HIGHEST_EXPONENT, LOWEST_EXPONENT, coefficients
 
 DELTA = 1e-3
 START_EXPONENTS = (0.05, 0.15, 0.3, 0.5, 1.0, 2.0)
@@ -125,7 +125,7 @@ def fit_huber(points: Points, near: PowerLaw) -> HuberFit:
         if (p[k + 1 :] >= LOWEST_EXPONENT).all() and (p[k + 1 :] <= HIGHEST_EXPONENT).all():
             ends.append((float(end.fun), float(np.abs(end.jac).max()), p))
     if not ends:
-        raise LawRefused("the Huber fit runs out of the range of exponents from every start")
+        raise NotFittable("the Huber fit runs out of the range of exponents from every start")
     value, gradient, p = min(ends, key=lambda e: e[0])
     agreeing = sum(e[0] <= value * (1 + 1e-4) + 1e-9 for e in ends)
     return HuberFit(_law(p, points), value * unit, len(starts), agreeing, gradient)

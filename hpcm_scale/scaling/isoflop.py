@@ -5,10 +5,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from hpcm_scale.runs.records import Run, SizePart
 from hpcm_scale.scaling.bootstrap import FEW_RUNS, Bootstrap, percentiles
-from hpcm_scale.scaling.designs import MID_SCHEDULE, SETTLED, sizes_of
-from hpcm_scale.scaling.power import Interval, LawRefused, PowerLaw
-from hpcm_scale.scaling.records import Run, SizePart
+from hpcm_scale.scaling.data_selection import MID_SCHEDULE, SETTLED, sizes_of
+from hpcm_scale.scaling.power_law import Interval, NotFittable, PowerLaw
 
 BUDGETS = 6
 
@@ -110,7 +110,7 @@ def _shared_range(n: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> np.nda
     edges = np.sort(np.concatenate([starts, ends]))
     held = [e for e in edges if len(set(n[(starts <= e) & (e <= ends)])) >= 4]
     if len(held) < 2:
-        raise LawRefused("no count of FLOPs was passed by four sizes")
+        raise NotFittable("no count of FLOPs was passed by four sizes")
     return np.geomspace(held[0], held[-1], BUDGETS)
 
 
@@ -183,7 +183,7 @@ def cost_of(runs: Sequence[Run], part: SizePart) -> Cost:
     log_n = np.log(sizes_of(runs, part))
     log_f = np.log([r.train_flops_per_image for r in runs])
     if np.ptp(log_n) == 0:
-        raise LawRefused("one size tells nothing of how FLOPs grow with size")
+        raise NotFittable("one size tells nothing of how FLOPs grow with size")
     power, factor = np.polyfit(log_n, log_f, 1)
     worst = np.abs(np.expm1(log_f - factor - power * log_n)).max()
     return Cost(float(np.exp(factor)), float(power), float(worst))

@@ -19,17 +19,17 @@ from functools import cached_property
 import numpy as np
 from scipy import stats
 
-from hpcm_scale.scaling import clustered
-from hpcm_scale.scaling.power import (
+from hpcm_scale.scaling import cluster_robust as clustered
+from hpcm_scale.scaling.power_law import (
     TERM_NAMES,
     Interval,
-    LawRefused,
+    NotFittable,
     Points,
     PowerLaw,
     points_of,
     power_law,
 )
-from hpcm_scale.scaling.projection import (
+from hpcm_scale.scaling.variable_projection import (
     HIGHEST_EXPONENT,
     LOWEST_EXPONENT,
     Region,
@@ -81,7 +81,7 @@ class Fit:
     def _region(self, direction: np.ndarray) -> Region:
         """Laws not rejected about a quantity whose gradient in (c, θ) is `direction`."""
         if self.noise is None:
-            raise LawRefused("no degree of freedom is left to tell the noise, and none was given")
+            raise NotFittable("no degree of freedom is left to tell the noise, and none was given")
         inflation = clustered.variance_ratio(self.points, self.law, direction)
         bound = self.sse + self.quantile**2 * self.noise**2 * inflation
         if bound not in self._regions:
@@ -178,7 +178,7 @@ def fit_law(
     _enough(points, what)
     exponents, c = search(points, np.ones((1, len(points.y))))
     fit = Fit(points, power_law(points, c[0], exponents[0]), confidence, assumed_noise)
-    _bends(fit, what)
+    check_decreasing(fit, what)
     return fit
 
 
@@ -187,51 +187,51 @@ def _enough(points: Points, what: Sequence[str]) -> None:
         distinct = len(np.unique(values))
         if distinct < 3:
             plural = "s" if distinct > 1 else ""
-            raise LawRefused(
+            raise NotFittable(
                 f"{distinct} {name}{plural}: floor, amplitude and exponent of a power law "
                 "are three unknowns, and take at least three"
             )
     if points.clusters < len(points.y) and points.clusters <= points.unknowns:
-        raise LawRefused(
+        raise NotFittable(
             f"{len(points.y)} points of only {points.clusters} runs: points of one run are not "
             f"independent, and {points.unknowns} unknowns take at least {points.unknowns + 1} runs"
         )
     if len(points.y) < points.unknowns:
-        raise LawRefused(f"{len(points.y)} points for {points.unknowns} unknowns")
+        raise NotFittable(f"{len(points.y)} points for {points.unknowns} unknowns")
 
 
-def _bends(fit: Fit, what: Sequence[str]) -> None:
+def check_decreasing(fit: Fit, what: Sequence[str]) -> None:
     """Refuse laws in which a term does nothing, or does what no power law does."""
     points, law = fit.points, fit.law
     terms = zip(what, points.x, law.amplitudes, law.exponents, strict=False)
     for name, values, amplitude, exponent in terms:
         fall = amplitude * (values.min() ** -exponent - values.max() ** -exponent)
         if not fall > 1e-9 * points.y.mean():
-            raise LawRefused(f"the loss does not fall with {name}: no decreasing power law fits")
+            raise NotFittable(f"the loss does not fall with {name}: no decreasing power law fits")
     for name, exponent in zip(what, law.exponents, strict=False):
         if not LOWEST_EXPONENT * 1.01 < exponent < HIGHEST_EXPONENT / 1.01:
             shape = "a step" if exponent > 1 else "a logarithm"
-            raise LawRefused(
+            raise NotFittable(
                 f"the exponent of {name} ends at the edge of the search, {exponent:.3g}: the loss "
                 f"falls as {shape} does, not as a power"
             )
     left = len(points.y) - points.unknowns
     if left == 0 and (rises := _order(points, what[0])):
-        raise LawRefused(f"{rises[0]}, and {len(points.y)} points leave nothing to judge it by")
+        raise NotFittable(f"{rises[0]}, and {len(points.y)} points leave nothing to judge it by")
     if left > 0:
         for j in range(len(points.x)):
-            p = _needless(fit, j, left)
+            p = f_test_term(fit, j, left)
             if p > 0.05:
-                raise LawRefused(
+                raise NotFittable(
                     f"the fall with {what[j]} is no larger than the scatter "
                     f"(F test against no fall, p = {p:.2f}): no exponent can be told from this"
                 )
         held = [fit.interval(names[1]) for names in TERM_NAMES[: len(points.x)]]
         if any(i.low is None and i.high is None for i in held):
-            raise LawRefused("the scatter is so large that any exponent fits")
+            raise NotFittable("the scatter is so large that any exponent fits")
 
 
-def _needless(fit: Fit, j: int, left: int) -> float:
+def f_test_term(fit: Fit, j: int, left: int) -> float:
     """p-value of the law without term j: two unknowns fewer."""
     points = fit.points
     others = [i for i in range(len(points.x)) if i != j]

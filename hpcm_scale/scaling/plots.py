@@ -12,20 +12,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogFormatterSciNotation, NullFormatter
 
 from hpcm_scale.files import atomic_path
-from hpcm_scale.scaling.designs import sizes_of
-from hpcm_scale.scaling.results import Family, FittedLaw, Prediction, Settings
+from hpcm_scale.plotting import STYLE
+from hpcm_scale.scaling.data_selection import sizes_of
+from hpcm_scale.scaling.fit_results import Family, FittedLaw, Prediction, Settings
 
-STYLE = {
-    "font.size": 10,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.alpha": 0.25,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "svg.fonttype": "none",
-    # The same study gives the same bytes.
-    "svg.hashsalt": "hpcm-scale",
-}
 INK, LAW, HUBER, HELD_OUT = "#1b3a5c", "#c0392b", "#2e7d32", "#e08e0b"
 METRIC_LABELS = {
     "loss": "Validation loss (bpp + λ · distortion)",

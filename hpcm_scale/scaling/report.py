@@ -6,8 +6,9 @@ from typing import Any
 
 from hpcm_scale import __version__
 from hpcm_scale.files import atomic_write
-from hpcm_scale.scaling import page, plots
-from hpcm_scale.scaling.results import Family, FittedLaw, Prediction, Study
+from hpcm_scale.scaling import html_report as page
+from hpcm_scale.scaling import plots
+from hpcm_scale.scaling.fit_results import Family, FittedLaw, Prediction, Study
 
 
 def law_json(study: Study) -> dict[str, Any]:

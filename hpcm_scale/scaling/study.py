@@ -4,15 +4,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from hpcm_scale.scaling.across_lambdas import predicted_curves
+from hpcm_scale.runs.records import Records, Run, families
 from hpcm_scale.scaling.bootstrap import FEW_RUNS, bootstrap
-from hpcm_scale.scaling.designs import Design, equal_images, frontier, size_and_images
-from hpcm_scale.scaling.huber import fit_huber
-from hpcm_scale.scaling.isoflop import Cost, Optimum, cost_of, isoflop, optimum
-from hpcm_scale.scaling.laws import cautions, fit_law
-from hpcm_scale.scaling.power import LawRefused
-from hpcm_scale.scaling.records import Records, Run, families
-from hpcm_scale.scaling.results import (
+from hpcm_scale.scaling.data_selection import Design, equal_images, frontier, size_and_images
+from hpcm_scale.scaling.fit_results import (
     METRICS,
     Family,
     FittedLaw,
@@ -21,6 +16,11 @@ from hpcm_scale.scaling.results import (
     Settings,
     Study,
 )
+from hpcm_scale.scaling.huber import fit_huber
+from hpcm_scale.scaling.isoflop import Cost, Optimum, cost_of, isoflop, optimum
+from hpcm_scale.scaling.laws import cautions, fit_law
+from hpcm_scale.scaling.power_law import NotFittable
+from hpcm_scale.scaling.rd_extrapolation import predicted_curves
 
 
 def study(records: Records, settings: Settings) -> Study:
@@ -41,7 +41,7 @@ def _family(label: str, runs: list[Run], settings: Settings) -> Family:
     size_laws = {metric: size_law(sizes, metric, settings) for metric in METRICS}
     try:
         compute = _law("L(C)", "loss", frontier(runs, part), settings, ("FLOP count",))
-    except LawRefused as error:
+    except NotFittable as error:
         compute = FittedLaw("L(C)", "loss", None, None, refusal=str(error))
     surface = _law(
         "L(N, D)", "loss", size_and_images(runs, part), settings, ("size", "image count")
@@ -49,7 +49,7 @@ def _family(label: str, runs: list[Run], settings: Settings) -> Family:
     view, refusal = None, None
     try:
         view = isoflop(runs, part, confidence=settings.confidence, draws=settings.draws)
-    except LawRefused as error:
+    except NotFittable as error:
         refusal = str(error)
     cost, optima = _optima(runs, surface, settings)
     return Family(label, runs, size_laws, compute, surface, view, refusal, cost, optima)
@@ -69,14 +69,14 @@ def _law(
             assumed_noise=settings.seed_noise,
             what=what,
         )
-    except LawRefused as error:
+    except NotFittable as error:
         law.refusal = str(error)
         return law
     law.cautions += cautions(law.fit, what=what)
     points = law.fit.points
     try:
         law.huber = fit_huber(points, law.fit.law)
-    except LawRefused as error:
+    except NotFittable as error:
         law.cautions.append(str(error))
         return law
     if not law.huber.converged:
@@ -123,7 +123,7 @@ def size_law(design: Design, metric: Metric, settings: Settings) -> FittedLaw:
         )
         value, interval = part.predict(float(n.max()), new_run=True)
         law.held_out = Prediction(float(n.max()), value, interval, float(y[~small].mean()))
-    except LawRefused as error:
+    except NotFittable as error:
         law.cautions.append(f"no held-out check of the largest size: {error}")
     return law
 

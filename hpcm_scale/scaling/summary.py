@@ -6,8 +6,8 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from hpcm_scale.scaling import wording
-from hpcm_scale.scaling.results import Family, Study
+from hpcm_scale.scaling import report_text as wording
+from hpcm_scale.scaling.fit_results import Family, Study
 
 
 def summary(study: Study) -> Iterator[RenderableType]:

@@ -14,14 +14,14 @@ import torch
 from deepspeed.accelerator import get_accelerator
 from deepspeed.runtime.engine import DeepSpeedEngine
 
-from hpcm_scale.cluster.locks import drop_stale_locks
 from hpcm_scale.config import ModelConfig, RunConfig, configs_folder
 from hpcm_scale.errors import ConfigError
 from hpcm_scale.models.blocks import PConvRB
 from hpcm_scale.models.zoo import build
-from hpcm_scale.training.average import load_weights
-from hpcm_scale.training.memory import TIGHT_HEAP_BOUNDARY
-from hpcm_scale.weights.modelfile import load_model
+from hpcm_scale.training.ema import load_weights
+from hpcm_scale.training.extension_locks import drop_stale_locks
+from hpcm_scale.training.zero_layout import TIGHT_HEAP_BOUNDARY
+from hpcm_scale.weights.model_file import load_model
 
 M_MMAP_THRESHOLD = -3
 """glibc's number of that parameter of mallopt."""
@@ -112,7 +112,7 @@ def deepspeed_config(run: RunConfig, world_size: int) -> dict[str, Any]:
         "train_micro_batch_size_per_gpu": micro_batch,
         "gradient_accumulation_steps": on_rank // micro_batch,
         # Without an optimizer of DeepSpeed's, the step guard clips.
-        "gradient_clipping": 0.0 if plain else run.optimizer.clip,
+        "gradient_clipping": 0.0 if plain else run.optimizer.grad_clip_norm,
         "bf16": {"enabled": uses_bf16(run)},
         "optimizer": {
             "type": "AdamW" if run.optimizer.type == "adamw" else "Adam",

@@ -12,11 +12,11 @@ from torch import Tensor
 
 from hpcm_scale.config import GuardConfig
 
-MEMORY = 0.98
+EMA_DECAY = 0.98
 """Weight of the past in the running average that a loss is compared with."""
-PART = 2**24
+CHECK_CHUNK = 2**24
 """Gradients looked at together."""
-YOUNG = 50
+SPIKE_WARMUP = 50
 """Steps before the running average can tell a spike."""
 
 
@@ -75,7 +75,7 @@ class StepGuard:
         DeepSpeed's own would make three copies of all gradients at once.
         """
         flat = self.engine.optimizer.grad_partitions_flat_buffer
-        finite = all(bool(part.isfinite().all()) for part in flat.split(PART))
+        finite = all(bool(part.isfinite().all()) for part in flat.split(CHECK_CHUNK))
         # On the accelerator, though gradients may be in the host's memory.
         bad = torch.tensor([self.bad_loss or not finite], device=self.engine.device).byte()
         torch.distributed.all_reduce(bad, torch.distributed.ReduceOp.MAX)
@@ -139,12 +139,12 @@ class LossWatch:
             self.in_a_row += 1
             return "skip"
         self.in_a_row = 0
-        mean = self._average / (1 - MEMORY**self._seen) if self._seen else loss
-        spike = self._seen >= YOUNG and loss > self.config.spike * mean
+        mean = self._average / (1 - EMA_DECAY**self._seen) if self._seen else loss
+        spike = self._seen >= SPIKE_WARMUP and loss > self.config.spike_factor * mean
         self.spikes += spike
         # A spike counts as the largest loss that is none, or it would hide the ones after it.
-        self._average = MEMORY * self._average + (1 - MEMORY) * (
-            self.config.spike * mean if spike else loss
+        self._average = EMA_DECAY * self._average + (1 - EMA_DECAY) * (
+            self.config.spike_factor * mean if spike else loss
         )
         self._seen += 1
         return "spike" if spike else None

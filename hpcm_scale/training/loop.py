@@ -20,22 +20,23 @@ from torch import Tensor
 from hpcm_scale.config import ModelConfig, RunConfig
 from hpcm_scale.data.stream import TrainStream, read_images
 from hpcm_scale.errors import ConfigError, HpcmError, RunError
-from hpcm_scale.models.bench import peak_rate
 from hpcm_scale.models.complexity import count_flops, count_parameters
+from hpcm_scale.models.peak import peak_rate
 from hpcm_scale.models.zoo import build, model_config
-from hpcm_scale.training import checkpoint, monitor, session
-from hpcm_scale.training.average import WeightAverage
-from hpcm_scale.training.disks import DiskState
+from hpcm_scale.training import checkpoint, monitor
+from hpcm_scale.training import resume as session
+from hpcm_scale.training.async_checkpoint_writer import CheckpointWriter
+from hpcm_scale.training.ema import ShardedEMA
 from hpcm_scale.training.engine import build_engine, deepspeed_config, init_distributed, uses_bf16
 from hpcm_scale.training.guard import LossWatch, StepGuard
 from hpcm_scale.training.loss import RateDistortion, psnr
-from hpcm_scale.training.memory import Spread
+from hpcm_scale.training.lr_schedule import ema_decay, learning_rate
 from hpcm_scale.training.noise import Noise
+from hpcm_scale.training.nvme_state import NvmeState
 from hpcm_scale.training.profile import Profile
-from hpcm_scale.training.schedule import ema_decay, learning_rate
 from hpcm_scale.training.validate import validate
 from hpcm_scale.training.watchdog import NoWatchdog, Watchdog
-from hpcm_scale.training.writer import CheckpointWriter
+from hpcm_scale.training.zero_layout import ZeroLayout
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +54,7 @@ def train(run: RunConfig, resume: str = "never") -> None:
 
     Raises:
         HpcmError: if configuration, data, checkpoint or run folder cannot be used.
-        Interrupted: after SIGTERM, SIGUSR1 or `hours`, once the checkpoint is whole.
+        Interrupted: after SIGTERM, SIGUSR1 or `max_hours`, once the checkpoint is whole.
     """
     told = threading.Event()  # to stop; from here on, or a rank would just die
     for number in (signal.SIGTERM, signal.SIGUSR1):
@@ -66,7 +67,7 @@ def train(run: RunConfig, resume: str = "never") -> None:
     stream = TrainStream(
         run.data, seed=run.seed, global_batch=run.batch, rank=rank, world_size=world
     )
-    spread = Spread.read(deepspeed_config(run, world))
+    spread = ZeroLayout.read(deepspeed_config(run, world))
     session.on_rank_0(rank, lambda: open_validation(run))
     held = []  # the lock, until this function ends
     session.on_rank_0(rank, lambda: held.append(session.lock(run.folder)))
@@ -158,10 +159,10 @@ class Trainer:
             engine.module.config, run.data.crop, run.seed, stream.rank, stream.world_size
         )
         self.dtype = torch.bfloat16 if uses_bf16(run) else torch.float32
-        self.guard = StepGuard(engine, run.optimizer.clip)
+        self.guard = StepGuard(engine, run.optimizer.grad_clip_norm)
         self.watch = LossWatch(run.guard)
-        self.average = WeightAverage(engine) if run.optimizer.ema else None
-        self.on_disk = DiskState.of(engine)
+        self.average = ShardedEMA(engine) if run.optimizer.ema else None
+        self.on_disk = NvmeState.of(engine)
         offloads = engine.zero_offload_optimizer() is not None
         self.writer = CheckpointWriter(run.checkpoint.background and not offloads)
         engine.checkpoint_engine = self.writer
@@ -190,7 +191,7 @@ class Trainer:
             for batch, wait in self._batches():
                 number = batch["step"] + 1
                 watchdog.at(f"step {number}")
-                if run.hours is not None and time.monotonic() - began > 3600 * run.hours:
+                if run.max_hours is not None and time.monotonic() - began > 3600 * run.max_hours:
                     self.told_to_stop.set()
                 profile.at(batch["step"])
                 done = self.step(batch)
@@ -276,7 +277,7 @@ class Trainer:
         """Rows of figures over the validation sets, by the averaged weights where they are kept."""
         data = self.run.data
         sets = [("val", data), *((f"val-{Path(path).name}", path) for path in data.val_also)]
-        with self.average.in_place() if self.average else nullcontext():
+        with self.average.applied() if self.average else nullcontext():
             for kind, source in sets:
                 show = None
                 if shown and kind == "val":

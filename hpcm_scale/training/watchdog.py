@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 INTERVAL = 2.0
 """Seconds between signs of life."""
-SILENCE = 30.0
+HEARTBEAT_TIMEOUT = 30.0
 """Seconds without a sign of life after which a rank counts as dead."""
 
 
@@ -37,8 +37,19 @@ class Watchdog:
         silence: seconds without a sign of life after which a rank counts as dead.
     """
 
-    def __init__(self, rank: int, world: int, patience: float, silence: float = SILENCE) -> None:
-        self.rank, self.world, self.patience, self.silence = rank, world, patience, silence
+    def __init__(
+        self,
+        rank: int,
+        world: int,
+        stall_timeout: float,
+        heartbeat_timeout: float = HEARTBEAT_TIMEOUT,
+    ) -> None:
+        self.rank, self.world, self.stall_timeout, self.heartbeat_timeout = (
+            rank,
+            world,
+            stall_timeout,
+            heartbeat_timeout,
+        )
         self._where = "starting"
         self._moves = 0
         # Counts the collectives this rank has called.
@@ -50,7 +61,7 @@ class Watchdog:
             int(os.environ["MASTER_PORT"]),
             is_master=False,
             wait_for_workers=False,
-            timeout=timedelta(seconds=silence),
+            timeout=timedelta(seconds=heartbeat_timeout),
         )
         self._answered = time.monotonic()
         """When the store last did."""
@@ -76,7 +87,7 @@ class Watchdog:
     def close(self) -> None:
         """The work is done; whoever is still at it is not waited for."""
         self._ended.set()
-        self._thread.join(self.silence)
+        self._thread.join(self.heartbeat_timeout)
 
     def _watch(self) -> None:
         changed: dict[int, tuple[str, float]] = {}
@@ -107,7 +118,7 @@ class Watchdog:
         """Notice that the store is silent: over a cut cable its calls neither return nor fail."""
         while not self._ended.wait(INTERVAL):
             quiet = time.monotonic() - self._answered
-            if quiet > self.silence:
+            if quiet > self.heartbeat_timeout:
                 self._give_up(f"rank 0, which keeps the job's store, is silent for {quiet:.0f} s")
 
     def _judge(
@@ -127,16 +138,16 @@ class Watchdog:
                 if rank not in seen or seen[rank][0] != value:
                     seen[rank] = (value, now)
             quiet = now - changed[rank][1]
-            if quiet > self.silence:
+            if quiet > self.heartbeat_timeout:
                 return (
                     f"rank {rank} on {host} has given no sign of life for {quiet:.0f} s; "
                     f"it was at {where}"
                 )
         # Ranks wait for each other inside collectives: who has called fewest holds the rest up.
-        if moved and all(now - since > self.patience for _, since in moved.values()):
+        if moved and all(now - since > self.stall_timeout for _, since in moved.values()):
             last = min(moved, key=lambda rank: int(moved[rank][0]))
             _, _, host, where = self._store.get(f"pulse/{last}").decode().split(" ", 3)
-            return f"rank {last} on {host} has been at {where} for over {self.patience:.0f} s"
+            return f"rank {last} on {host} has been at {where} for over {self.stall_timeout:.0f} s"
         return None
 
     def _give_up(self, verdict: str) -> None:

@@ -19,7 +19,7 @@ from hpcm_scale.config import ModelConfig, SharedNetConfig
 from hpcm_scale.errors import CheckpointError, ConfigError
 from hpcm_scale.models.schedule import schedule_named
 from hpcm_scale.models.zoo import build, model_config
-from hpcm_scale.weights.modelfile import ModelInfo, save_model
+from hpcm_scale.weights.model_file import ModelInfo, save_model
 
 LISTED = 8
 """Tensors an error names of each kind of fault."""

@@ -8,7 +8,13 @@ from pathlib import Path
 import pytest
 
 from hpcm_scale.cluster.doctor import compare, judge_sum
-from hpcm_scale.cluster.facts import Facts, code_digest, data_fingerprint, gather, is_free
+from hpcm_scale.cluster.host_report import (
+    HostReport,
+    code_digest,
+    data_fingerprint,
+    host_report,
+    is_free,
+)
 from hpcm_scale.cluster.hosts import Host
 from hpcm_scale.errors import DataError
 from tests.distributed.conftest import dataset
@@ -16,7 +22,7 @@ from tests.distributed.conftest import dataset
 __all__ = ["dataset"]
 
 A, B = Host("a", 8), Host("b", 8)
-GOOD = Facts(
+GOOD = HostReport(
     python="3.11.2 /p",
     packages={"torch": "2.13.0", "numpy": "2.4.6"},
     code="c0de",
@@ -29,7 +35,7 @@ GOOD = Facts(
 )
 
 
-def faults(its: Facts) -> list[tuple[str, str]]:
+def faults(its: HostReport) -> list[tuple[str, str]]:
     rows = compare({A: GOOD, B: its}, A, 29500, Path("runs"))
     return [(row.check, row.host) for row in rows if row.remedy]
 
@@ -64,7 +70,7 @@ def test_this_machine_tells_its_facts(tmp_path):
 
     with socket.create_server(("", 0)) as taken:
         port = taken.getsockname()[1]
-        facts = gather(str(tmp_path / "none"), str(tmp_path), port)
+        facts = host_report(str(tmp_path / "none"), str(tmp_path), port)
         assert not facts.port_free
     assert is_free(port)
     assert "manifest" in facts.data_error

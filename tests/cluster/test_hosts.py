@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hpcm_scale.cluster.available_hosts import shareable_hosts
 from hpcm_scale.cluster.hosts import Host, read_hostfile
-from hpcm_scale.cluster.left import sharing
 from hpcm_scale.config import RunConfig
 from hpcm_scale.errors import ConfigError, HpcmError
 from hpcm_scale.training.engine import deepspeed_config
@@ -65,4 +65,4 @@ def test_the_hosts_chosen_are_the_most_that_the_trainer_accepts(slots, batch, mi
         return 64 % (ranks * max(workers, 1)) == 0
 
     possible = [number for number in range(1, len(hosts) + 1) if accepted(number)]
-    assert len(sharing(hosts, run)) == max(possible, default=0)
+    assert len(shareable_hosts(hosts, run)) == max(possible, default=0)

@@ -9,7 +9,7 @@ import torch
 
 from hpcm_scale.codec.codec import Codec
 from hpcm_scale.models.zoo import build, model_config
-from hpcm_scale.weights.modelfile import ModelInfo, save_model
+from hpcm_scale.weights.model_file import ModelInfo, save_model
 
 
 def save_tiny(path: Path, seed: int = 0, lmbda: float = 0.013, **overrides: object) -> ModelInfo:

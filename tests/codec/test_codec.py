@@ -13,11 +13,11 @@ from hpcm_scale.codec import codec as codec_module
 from hpcm_scale.codec import container
 from hpcm_scale.codec.codec import Codec
 from hpcm_scale.codec.images import picture_of
-from hpcm_scale.codec.path import FloatPath
+from hpcm_scale.codec.tiled_transforms import analyse, synthesise
 from hpcm_scale.codec.tiles import analysis_reach, coding_tiles, synthesis_reach
-from hpcm_scale.codec.transforms import analyse, synthesise
+from hpcm_scale.entropy.parameters import FloatParameters
 from hpcm_scale.errors import BitstreamError, DataError
-from hpcm_scale.weights.modelfile import load_model
+from hpcm_scale.weights.model_file import load_model
 
 Photo = Callable[..., np.ndarray]
 
@@ -101,7 +101,7 @@ def test_another_model_is_refused_with_both_identities(
     assert other_codec.identity.hex() in str(refused.value)
 
 
-class _OtherArithmetic(FloatPath):
+class _OtherArithmetic(FloatParameters):
     """The path of a machine whose sums end in other last bits: scales off by up to 2e-5."""
 
     def walk(self, z_symbols: Tensor, code: Callable[..., Tensor]) -> Tensor:

@@ -10,7 +10,7 @@ from PIL import Image
 
 from hpcm_scale import cli
 from hpcm_scale.codec.commands import BUNDLED
-from hpcm_scale.weights.modelfile import models_in
+from hpcm_scale.weights.model_file import models_in
 from tests.codec.conftest import save_tiny
 
 Run = Callable[..., tuple[int, str, str]]

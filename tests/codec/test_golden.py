@@ -14,9 +14,9 @@ from torch import Tensor
 
 from hpcm_scale.codec import codec as codec_module
 from hpcm_scale.codec import container
-from hpcm_scale.codec.exact import layers as layers_module
-from hpcm_scale.codec.exact import product as product_module
-from hpcm_scale.codec.exact.path import ExactPath
+from hpcm_scale.entropy.exact import layers as layers_module
+from hpcm_scale.entropy.exact import product as product_module
+from hpcm_scale.entropy.exact.parameters import ExactParameters
 from tests.codec.golden.decode import HERE, NAMES, decoded
 
 MODEL = HERE / "model.safetensors"
@@ -52,15 +52,15 @@ def test_however_products_are_computed(
 
 
 def test_in_whatever_layout_z_and_the_symbols_come(monkeypatch: pytest.MonkeyPatch) -> None:
-    walk = ExactPath.walk
+    walk = ExactParameters.walk
 
-    def transposed(self: ExactPath, z_symbols: Tensor, code: Callable[..., Tensor]) -> Tensor:
+    def transposed(self: ExactParameters, z_symbols: Tensor, code: Callable[..., Tensor]) -> Tensor:
         def relaid(*step: object) -> Tensor:
             return code(*step).transpose(2, 3).contiguous().transpose(2, 3)
 
         return walk(self, z_symbols.transpose(1, 3).contiguous().transpose(1, 3), relaid)
 
-    monkeypatch.setattr(ExactPath, "walk", transposed)
+    monkeypatch.setattr(ExactParameters, "walk", transposed)
     for name in NAMES:
         _check(name)
 

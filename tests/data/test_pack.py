@@ -18,9 +18,9 @@ import webdataset
 from PIL import Image
 
 from hpcm_scale.data.images import decode_whole, pixel_hash
-from hpcm_scale.data.lots import Lots
 from hpcm_scale.data.manifest import Manifest
 from hpcm_scale.data.pack import pack, parse_part
+from hpcm_scale.data.pack_chunks import ChunkStore
 from hpcm_scale.data.recipe import Recipe, read_recipe
 from hpcm_scale.data.shards import read_manifest
 from hpcm_scale.data.verify import verify
@@ -254,7 +254,7 @@ def test_parts_of_several_hosts_make_what_one_host_makes(tmp_path, road, monkeyp
         assert pack(photos, out, recipe, part=(host, hosts), jobs=1) is None
         if (out / "lots").exists():  # a host more than there are lots has nothing to do
             shutil.copytree(out / "lots", tmp_path / "out/lots", dirs_exist_ok=True)
-    monkeypatch.setattr(Lots, "write", None)  # nothing is left to pack
+    monkeypatch.setattr(ChunkStore, "write", None)  # nothing is left to pack
     pack(photos, tmp_path / "out", recipe, jobs=1)
     assert contents(tmp_path / "out") == contents(expected)
 
@@ -262,26 +262,26 @@ def test_parts_of_several_hosts_make_what_one_host_makes(tmp_path, road, monkeyp
 def test_an_interrupted_pack_goes_on_where_it_was(tmp_path, road, monkeypatch):
     photos, recipe, expected = road
     written = []
-    write = Lots.write
+    write = ChunkStore.write
 
-    def stops_at_third(self: Lots, number: int, results: object) -> None:
+    def stops_at_third(self: ChunkStore, number: int, results: object) -> None:
         if len(written) == 3:
             raise KeyboardInterrupt
         write(self, number, results)
         written.append(number)
 
-    monkeypatch.setattr(Lots, "write", stops_at_third)
+    monkeypatch.setattr(ChunkStore, "write", stops_at_third)
     with pytest.raises(KeyboardInterrupt):
         pack(photos, tmp_path / "out", recipe, jobs=1)
     monkeypatch.undo()
     stamps = {p: p.stat().st_mtime_ns for p in (tmp_path / "out/lots").glob("*.json")}
     assert len(stamps) == 3
 
-    def finished(self: Lots, number: int, results: object) -> None:
+    def finished(self: ChunkStore, number: int, results: object) -> None:
         assert number not in written
         write(self, number, results)
 
-    monkeypatch.setattr(Lots, "write", finished)
+    monkeypatch.setattr(ChunkStore, "write", finished)
     pack(photos, tmp_path / "out", recipe, jobs=1)
     assert contents(tmp_path / "out") == contents(expected)
 

@@ -11,7 +11,7 @@ import sys
 import deepspeed
 import torch
 
-from hpcm_scale.training.average import master_pieces
+from hpcm_scale.training.ema import master_shards
 from hpcm_scale.training.engine import init_distributed
 from hpcm_scale.training.guard import StepGuard
 
@@ -54,7 +54,7 @@ def step(guard: StepGuard, fault: str | None) -> bool:
 
 
 def weights(guard: StepGuard) -> list[torch.Tensor]:
-    return [piece.values.detach().clone() for piece in master_pieces(guard.engine).values()]
+    return [piece.values.detach().clone() for piece in master_shards(guard.engine).values()]
 
 
 def same(a: list[torch.Tensor], b: list[torch.Tensor]) -> bool:

@@ -15,8 +15,8 @@ from hpcm_scale.data.augment import random_crop
 from hpcm_scale.data.images import BadImage, decode_crop
 from hpcm_scale.data.shards import read_manifest
 from hpcm_scale.training.checkpoint import at, damage, newest
-from hpcm_scale.weights.export import export_run
-from hpcm_scale.weights.pieces import master_weights
+from hpcm_scale.training.export import export_run
+from hpcm_scale.training.zero_checkpoint import master_weights
 from tests.distributed.soak_faults import Injected
 from tests.distributed.soak_job import BATCH, CROP, RANKS, SEED, Job, order_of
 

@@ -8,7 +8,7 @@ import pytest
 from deepspeed.ops.op_builder import AsyncIOBuilder
 
 from hpcm_scale.config import configs_folder
-from hpcm_scale.weights.export import export_run
+from hpcm_scale.training.export import export_run
 from tests.distributed.jobs import ROOT, command, environment, rows
 
 pytestmark = [

@@ -10,10 +10,10 @@ import torch
 from hpcm_scale.codec.codec import Codec
 from hpcm_scale.config import LossConfig
 from hpcm_scale.data.stream import read_images
+from hpcm_scale.training.export import export_run
 from hpcm_scale.training.loss import RateDistortion
 from hpcm_scale.training.validate import pad
-from hpcm_scale.weights.export import export_run
-from hpcm_scale.weights.modelfile import load_model
+from hpcm_scale.weights.model_file import load_model
 from tests.distributed.jobs import launch, rows
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]

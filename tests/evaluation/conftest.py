@@ -12,7 +12,7 @@ from PIL import Image
 
 from hpcm_scale import cli
 from hpcm_scale.models.zoo import build, model_config
-from hpcm_scale.weights.modelfile import save_model
+from hpcm_scale.weights.model_file import save_model
 
 SHARED = Path(os.environ.get("HPCM_SHARED", Path(__file__).parents[3] / "shared"))
 Run = Callable[..., tuple[int, str, str]]

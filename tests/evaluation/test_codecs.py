@@ -17,8 +17,8 @@ from hpcm_scale.evaluation.command_codec import (
     command_settings,
     read_command_codec,
 )
+from hpcm_scale.evaluation.comparison_page import nearest_in_size
 from hpcm_scale.evaluation.metrics import mse
-from hpcm_scale.evaluation.page import nearest_in_size
 from tests.evaluation.conftest import photo
 
 BEGINNINGS = {
@@ -130,7 +130,7 @@ def test_a_codec_from_yaml(tmp_path: Path):
 def test_models_of_one_architecture_are_one_curve(models: list[Path], tmp_path: Path):
     from safetensors.torch import load_file
 
-    from hpcm_scale.weights.modelfile import read_info, save_model
+    from hpcm_scale.weights.model_file import read_info, save_model
 
     info = read_info(models[0])
     tensors = {k: v for k, v in load_file(models[0]).items() if not k.startswith("coding.")}

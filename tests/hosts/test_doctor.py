@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from hpcm_scale.cluster.facts import lacking
+from hpcm_scale.cluster.host_report import missing_tools
 from tests.distributed.jobs import BIN
 from tests.hosts.network import Job, Network, run, wait_for
 
@@ -33,7 +33,7 @@ def test_two_hosts_that_suit_each_other_add_up_a_vector(network: Network, datase
     output = job.output()
     assert "2 ranks, " in output, output
     assert "GB/s" in output
-    assert job.returncode == (1 if lacking() else 0), output
+    assert job.returncode == (1 if missing_tools() else 0), output
     assert list((tmp_path / "runs").iterdir()) == []
 
 

@@ -9,7 +9,7 @@ from hpcm_scale.errors import ConfigError, DataError
 from hpcm_scale.models.codec_network import CodecNetwork
 from hpcm_scale.models.complexity import complexity_table, count_parameters
 from hpcm_scale.models.zoo import build, model_config
-from hpcm_scale.weights.modelfile import save_model
+from hpcm_scale.weights.model_file import save_model
 
 BASELINES = ("charm", "dcvc-dc-intra")
 STEPS = {"charm": 10, "dcvc-dc-intra": 4}
@@ -44,7 +44,7 @@ def walked(network: CodecNetwork, params: torch.Tensor, value_of):
 
 def encoded(network: CodecNetwork, params: torch.Tensor, y: torch.Tensor):
     """`walked` by an encoder of `y`."""
-    targets = network.schedule.split(y)
+    targets = network.partition.split(y)
     return walked(network, params, lambda k, mean: (targets[k] - mean).round() + mean)
 
 
@@ -74,10 +74,10 @@ def test_counts_are_the_papers(baseline, millions, kmacs, within):
 def test_splitting_and_joining_are_inverse(baseline):
     network = small(baseline)
     _, y = latents(network, batch=3)
-    parts = network.schedule.split(y)
-    assert len(parts) == STEPS[baseline] == len(network.schedule.step_scales)
-    assert torch.equal(network.schedule.join(parts), y)
-    assert [tuple(p.shape[1:]) for p in parts] == network.schedule.step_shapes(*y.shape[1:])
+    parts = network.partition.split(y)
+    assert len(parts) == STEPS[baseline] == len(network.partition.step_scales)
+    assert torch.equal(network.partition.join(parts), y)
+    assert [tuple(p.shape[1:]) for p in parts] == network.partition.step_shapes(*y.shape[1:])
 
 
 @pytest.mark.parametrize("baseline", BASELINES)
@@ -86,10 +86,10 @@ def test_a_step_reads_no_latent_it_has_yet_to_code(baseline):
     params, y = latents(network)
     before, _, _ = encoded(network, params, y)
     for k in range(STEPS[baseline]):
-        changed = network.schedule.split(y)
+        changed = network.partition.split(y)
         for part in changed[k:]:
             part += 5 * torch.randn_like(part)
-        after, _, _ = encoded(network, params, network.schedule.join(changed))
+        after, _, _ = encoded(network, params, network.partition.join(changed))
         assert all(torch.equal(a, b) for a, b in zip(before[: k + 1], after[: k + 1], strict=True))
         if k < STEPS[baseline] - 1:
             read = not torch.equal(before[k + 1], after[k + 1])
@@ -161,7 +161,7 @@ def test_the_width_dial_keeps_the_slices_proportional(baseline, width):
         network = build(model_config(baseline, width=width))
     m = network.config.latent_channels
     assert abs(m - 320 * width) <= (20 if 320 * width > 40 else 40)
-    shapes = network.schedule.step_shapes(m, 8, 8)
+    shapes = network.partition.step_shapes(m, 8, 8)
     assert len(set(shapes)) == 1
     assert shapes[0][0] == m // STEPS[baseline]
     if baseline == "charm":

@@ -20,7 +20,7 @@ def small(variant: str = "base", **overrides) -> HPCM:
 
 def coded(network: HPCM, params: torch.Tensor, y: torch.Tensor):
     """(scale, mean) of every step, and ŷ, when `y` is coded under `params`."""
-    targets = network.schedule.split(y)
+    targets = network.partition.split(y)
     seen = []
 
     def code(step, scale, mean):
@@ -48,13 +48,13 @@ def test_a_step_reads_no_latent_it_has_yet_to_code(variant, schedule, alignment,
     m = network.config.latent_channels
     params = torch.randn(1, 2 * m, 16, 16, dtype=torch.float64)
     y = 3 * torch.randn(1, m, 16, 16, dtype=torch.float64)
-    steps = len(network.schedule.schedule.steps)
+    steps = len(network.partition.schedule.steps)
     k = data.draw(st.integers(0, steps - 1), label="step")
-    changed = network.schedule.split(y)
+    changed = network.partition.split(y)
     for part in changed[k:]:
         part += 5 * torch.randn_like(part)
     before, _ = coded(network, params, y)
-    after, _ = coded(network, params, network.schedule.join(changed))
+    after, _ = coded(network, params, network.partition.join(changed))
     for step in range(k + 1):
         assert torch.equal(before[step], after[step])
     if k < steps - 1:
@@ -67,7 +67,7 @@ def test_encoder_and_decoder_see_the_same_parameters(variant):
     m = network.config.latent_channels
     params = torch.randn(3, 2 * m, 16, 32, dtype=torch.float64)
     encoder, y_hat = coded(network, params, 3 * torch.randn(3, m, 16, 32, dtype=torch.float64))
-    values = network.schedule.split(y_hat)
+    values = network.partition.split(y_hat)
     decoder = []
 
     def read(step, scale, mean):

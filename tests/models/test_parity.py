@@ -43,7 +43,7 @@ def ours(network, x: torch.Tensor):
     with torch.no_grad():
         y = network.g_a(x)
         z_symbols = (network.h_a(y) - network.z_prior.mean).round()
-        targets, symbols = network.schedule.split(y), []
+        targets, symbols = network.partition.split(y), []
 
         def code(step, scale, mean):
             symbols.append((targets[step] - mean).round())

@@ -10,7 +10,7 @@ import pytest
 from hpcm_scale.scaling.bootstrap import bootstrap
 from hpcm_scale.scaling.huber import fit_huber
 from hpcm_scale.scaling.laws import fit_law
-from hpcm_scale.scaling.power import PowerLaw
+from hpcm_scale.scaling.power_law import PowerLaw
 
 # Table 2 of arXiv 2404.10102: estimate and bootstrapped standard error.
 PUBLISHED = {

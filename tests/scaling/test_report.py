@@ -6,10 +6,11 @@ import re
 import pytest
 from PIL import Image
 
-from hpcm_scale.scaling import page, wording
-from hpcm_scale.scaling.records import read_runs
+from hpcm_scale.runs.records import read_runs
+from hpcm_scale.scaling import html_report as page
+from hpcm_scale.scaling import report_text as wording
+from hpcm_scale.scaling.fit_results import Settings
 from hpcm_scale.scaling.report import law_json, write_report
-from hpcm_scale.scaling.results import Settings
 from hpcm_scale.scaling.study import study
 
 

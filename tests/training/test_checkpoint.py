@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from hpcm_scale.errors import CheckpointError
 from hpcm_scale.training import checkpoint
-from hpcm_scale.training.writer import CheckpointWriter
+from hpcm_scale.training.async_checkpoint_writer import CheckpointWriter
 
 
 def make(run: Path, step: int, whole: bool = True) -> Path:

@@ -11,12 +11,15 @@ from hypothesis import strategies as st
 
 from hpcm_scale.config import GuardConfig
 from hpcm_scale.errors import JOB_LOST
-from hpcm_scale.training.guard import YOUNG, LossWatch
+from hpcm_scale.training.guard import SPIKE_WARMUP, LossWatch
 
 
-@given(st.lists(st.floats(0.9, 1.1), min_size=YOUNG, max_size=2 * YOUNG), st.floats(3, 1e6))
+@given(
+    st.lists(st.floats(0.9, 1.1), min_size=SPIKE_WARMUP, max_size=2 * SPIKE_WARMUP),
+    st.floats(3, 1e6),
+)
 def test_a_spike_stands_out_of_the_losses_before_it_and_hides_none_after(losses, height):
-    watch = LossWatch(GuardConfig(spike=2))
+    watch = LossWatch(GuardConfig(spike_factor=2))
     assert [watch.take(loss, True) for loss in losses] == [None] * len(losses)
     assert watch.take(height, True) == "spike"
     assert watch.take(1.0, True) is None

@@ -9,7 +9,7 @@ from hpcm_scale.cli import app
 from hpcm_scale.errors import CheckpointError
 from hpcm_scale.models.zoo import model_config
 from hpcm_scale.weights import official
-from hpcm_scale.weights.modelfile import load_model
+from hpcm_scale.weights.model_file import load_model
 from tests.models import weights_rule
 
 NARROW = """

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from hpcm_scale.config import CHARM_SLICES, ModelConfig
 from hpcm_scale.models.codec_network import Code, CodecNetwork
-from hpcm_scale.models.transforms import Run, directly, hyper_synthesis
+from hpcm_scale.models.transforms import ModuleCall, call, hyper_synthesis
 
 SUPPORT = 5
 """How many slices, the first ones coded, a later slice reads at most."""
@@ -47,7 +47,7 @@ class TwinHyperSynthesis(nn.Module):
         self.scale = hyper_synthesis(config, config.latent_channels)
         self.mean = hyper_synthesis(config, config.latent_channels)
 
-    def forward(self, z_hat: Tensor, run: Run = directly) -> Tensor:
+    def forward(self, z_hat: Tensor, run: ModuleCall = call) -> Tensor:
         """ẑ (B, N, h/4, w/4) -> (scale | mean) features (B, 2M, h, w)."""
         return torch.cat([self.scale(z_hat, run), self.mean(z_hat, run)], dim=1)
 
@@ -109,4 +109,4 @@ class Charm(CodecNetwork):
             coded = code(k, scale, self.run(mean_net, mean_inputs))
             residual = self.run(residual_net, torch.cat([mean_inputs, coded], dim=1))
             refined.append(coded + 0.5 * residual.tanh())
-        return self.schedule.join(refined)
+        return self.partition.join(refined)

@@ -14,7 +14,7 @@ import torch
 
 from hpcm_scale.codec import codec as codec_module
 from hpcm_scale.codec.codec import Codec
-from hpcm_scale.codec.exact.product import multiplies_bytes
+from hpcm_scale.entropy.exact.product import multiplies_bytes
 
 HERE = Path(__file__).parent
 NAMES = ("whole", "tiled")

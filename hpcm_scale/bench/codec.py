@@ -1,0 +1,123 @@
+"""How long coding takes on this machine, and what share of its arithmetic peak that is."""
+
+import resource
+from collections.abc import Mapping, Sequence
+from statistics import median
+
+import numpy as np
+import torch
+from rich.table import Table
+
+from hpcm_scale.bench.model import operations, sgemm_rate
+from hpcm_scale.codec.codec import Codec
+from hpcm_scale.codec.coding_result import Timing
+from hpcm_scale.codec.commands import find_model
+from hpcm_scale.codec.images import Picture, read_picture
+from hpcm_scale.errors import DataError
+from hpcm_scale.weights.model_file import load_model
+
+_PARTS = ("network", "entropy")
+
+
+def bench_files(
+    inputs: Sequence[str],
+    model: str | None,
+    repeats: int,
+    device: str,
+    memory: int,
+    portable: bool,
+) -> Table:
+    """`bench_codec` of picture files and a model as `find_model` takes it.
+
+    Raises:
+        DataError: if the pictures are not all of one size.
+    """
+    pictures = [read_picture(source) for source in inputs]
+    for source, picture in zip(inputs, pictures, strict=True):
+        if picture.pixels.shape != pictures[0].pixels.shape:
+            raise DataError(
+                f"{source}: is {picture.width}x{picture.height}, {inputs[0]} is "
+                f"{pictures[0].width}x{pictures[0].height}; give pictures of one size"
+            )
+    loaded = load_model(find_model(model), device)
+    codecs = {"fast": Codec(loaded, portable=False, memory=memory)}
+    if portable:
+        codecs["portable"] = Codec(loaded, memory=memory)
+    return bench_codec(codecs, pictures, repeats)
+
+
+def bench_codec(codecs: Mapping[str, Codec], pictures: list[Picture], repeats: int) -> Table:
+    """Encode and decode every picture `repeats` times with every codec, in turn.
+
+    Every decode is checked to give the same pixels. The sgemm peak is measured between the
+    repeats, so that a busy machine slows all alike.
+
+    Args:
+        codecs: by what they are called, of one model; the first is what the others compare with.
+            It runs in floating point, and its operations are the model's.
+        pictures: of one size.
+
+    Returns:
+        a table of medians: seconds in all, in the network and in entropy coding; the last as a
+        share of all; the network's share of the sgemm peak; the time over the first codec's, taken
+        in the same repeat.
+    """
+    first = next(iter(codecs))
+    encoded = {name: [codec.compress(p) for p in pictures] for name, codec in codecs.items()}
+    decoded = {
+        name: [codecs[name].decompress(e.data).picture.pixels for e in results]
+        for name, results in encoded.items()
+    }
+    flops = {
+        "encode": operations(lambda: codecs[first].compress(pictures[0])),
+        "decode": operations(lambda: codecs[first].decompress(encoded[first][0].data)),
+    }
+    timings: dict[tuple[str, str], list[Timing]] = {
+        (verb, name): [] for verb in flops for name in codecs
+    }
+    peaks = []
+    for _ in range(repeats):
+        for i, picture in enumerate(pictures):
+            peaks.append(sgemm_rate())
+            for name, codec in codecs.items():
+                timings["encode", name].append(codec.compress(picture).timing)
+                again = codec.decompress(encoded[name][i].data)
+                timings["decode", name].append(again.timing)
+                if not np.array_equal(again.picture.pixels, decoded[name][i]):
+                    raise AssertionError("two decodes of one file differ")
+
+    size = f"{pictures[0].width}x{pictures[0].height}"
+    label = codecs[first].info.label
+    table = Table(title=f"{label}, {len(pictures)} pictures of {size}, medians")
+    columns = ("", "seconds", "network", "coding", "of total", "of sgemm")
+    for column in columns + ((f"over {first}",) if len(codecs) > 1 else ()):
+        table.add_column(column, justify="left" if not column else "right")
+    for (verb, name), found in timings.items():
+        network, entropy = (median(getattr(t, part) for t in found) for part in _PARTS)
+        # All pictures of a bench are of one size, and so is their arithmetic.
+        share = median(flops[verb] / t.network / peak for t, peak in zip(found, peaks, strict=True))
+        ratio = median(
+            t.total / reference.total
+            for t, reference in zip(found, timings[verb, first], strict=True)
+        )
+        table.add_row(
+            f"{verb}, {name}",
+            f"{median(t.total for t in found):.3f}",
+            f"{network:.3f}",
+            f"{entropy:.4f}",
+            f"{entropy / (network + entropy):.1%}",
+            f"{share:.0%}",
+            f"{ratio:.2f}" if name != first else "",
+        )
+    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    pixels = sum(picture.width * picture.height for picture in pictures)
+    rates = ", ".join(
+        f"{8 * sum(len(e.data) for e in results) / pixels:.4f} bpp {name}"
+        for name, results in encoded.items()
+    )
+    table.caption = (
+        f"{torch.get_num_threads()} threads, sgemm {median(peaks) / 1e9:.0f} GFLOP/s, "
+        f"{flops['encode'] / 1e9:.0f} and {flops['decode'] / 1e9:.0f} GFLOP a picture, "
+        f"peak memory {resident:.2f} GiB, {rates}"
+    )
+    return table

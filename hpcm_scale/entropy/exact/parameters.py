@@ -1,0 +1,127 @@
+"""The entropy path in exact arithmetic: the network's own walk over layers of integers."""
+
+import copy
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from hpcm_scale.entropy.exact.attention import ExactWindowFusion
+from hpcm_scale.entropy.exact.grid import GRID, LIMIT, requantize
+from hpcm_scale.entropy.exact.layers import (
+    ExactContextStep,
+    ExactDWConvRB,
+    ExactLinear,
+    ExactPConvRB,
+    ExactQuadtreeStep,
+    ExactSharedNet,
+    ExactUp,
+    integer_scale,
+)
+from hpcm_scale.entropy.parameters import CodeStep
+from hpcm_scale.entropy.tables import Tables
+from hpcm_scale.errors import CheckpointError
+from hpcm_scale.models.baselines.dcvc_dc import QuadtreeStep
+from hpcm_scale.models.blocks import Conv1x1, DWConvRB, PConvRB, Up2x2
+from hpcm_scale.models.codec_network import CodecNetwork
+from hpcm_scale.models.context import ContextStep, SharedNet, WindowFusion
+
+_LAYERS = {
+    Conv1x1: ExactLinear,
+    Up2x2: ExactUp,
+    DWConvRB: ExactDWConvRB,
+    PConvRB: ExactPConvRB,
+    WindowFusion: ExactWindowFusion,
+}
+
+
+ARCHITECTURES = ("hpcm", "dcvc-dc-intra")
+"""Those that have an exact path."""
+_FLOATING = {"g_a", "g_s", "h_a", "z_prior"}
+"""Parts of a network that stay as they are: no table and no mean depends on them."""
+
+
+class ExactParameters:
+    """Scales and means that every machine computes to the last bit, as EXACT.md defines them.
+
+    Raises:
+        CheckpointError: if the network is of an architecture that has no exact arithmetic, or if
+            its parameters could make a sum overflow.
+    """
+
+    portable = True
+
+    def __init__(self, network: CodecNetwork, tables: Tables) -> None:
+        self._network = exact_network(network)
+        device = network.z_prior.mean.device
+        mean = network.z_prior.mean.double() * GRID
+        self._z_mean = requantize(mean)
+        boundaries = np.floor(tables.boundaries.astype(np.float64) * GRID)
+        self._boundaries = torch.from_numpy(boundaries.astype(np.float32)).to(device)
+
+    def hyper_symbols(self, z: Tensor) -> Tensor:
+        return (z - (self._z_mean / GRID).to(z.dtype)).round()
+
+    def walk(self, z_symbols: Tensor, code: CodeStep) -> Tensor:
+        def coded(step: int, scale: Tensor, mean: Tensor) -> Tensor:
+            index = torch.bucketize(scale.contiguous(), self._boundaries, out_int32=True)
+            symbols = code(step, index, mean / GRID, scale / GRID)
+            return (symbols.double().mul_(GRID).add_(mean)).float()
+
+        z_hat = (z_symbols.double() * GRID + self._z_mean).clamp_(-LIMIT, LIMIT).float()
+        z_hat = z_hat.contiguous(memory_format=torch.channels_last)
+        return self._network.code_steps(self._network.h_s(z_hat), coded) / GRID
+
+
+def check_exact(network: CodecNetwork) -> None:
+    """Refuse a network whose sums could overflow; one of an architecture without is let pass.
+
+    Holds the integers of one layer at a time.
+
+    Raises:
+        CheckpointError: naming the layer.
+    """
+    if network.config.architecture not in ARCHITECTURES:
+        return
+    for name, module in network.named_modules():
+        if name.split(".")[0] in _FLOATING:
+            continue
+        layer = _LAYERS.get(type(module))
+        if layer is not None:
+            layer(module, name)
+        if isinstance(module, ContextStep):
+            integer_scale(module, name)
+
+
+def exact_network(network: CodecNetwork) -> CodecNetwork:
+    """A twin of `network` whose entropy path takes and gives grid tensors.
+
+    Raises: as `ExactParameters`.
+    """
+    if network.config.architecture not in ARCHITECTURES:
+        raise CheckpointError(
+            f"architecture {network.config.architecture} has no exact arithmetic, so its files "
+            "decode for certain only where they were made; encode with --fast if that will do"
+        )
+    twin = copy.copy(network)
+    twin._modules = dict(network._modules)
+    for name in twin._modules.keys() - _FLOATING:
+        setattr(twin, name, _exact(getattr(network, name), name))
+    return twin
+
+
+def _exact(module: nn.Module, name: str) -> nn.Module:
+    """The exact layer, or container of exact layers, of `module`."""
+    layer = _LAYERS.get(type(module))
+    if layer is not None:
+        return layer(module, name)
+    parts = {part: _exact(child, f"{name}.{part}") for part, child in module.named_children()}
+    if isinstance(module, ContextStep):
+        return ExactContextStep(module, parts["adaptor"], name)
+    if isinstance(module, QuadtreeStep):
+        return ExactQuadtreeStep(parts["adaptor"])
+    if isinstance(module, SharedNet):
+        return ExactSharedNet(parts["before"], parts["after"])
+    if isinstance(module, nn.Sequential):
+        return nn.Sequential(*parts.values())
+    return type(module)(parts.values())  # a ModuleList

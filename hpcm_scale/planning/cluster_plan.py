@@ -1,0 +1,307 @@
+"""What training costs on a cluster that is not at hand: memory, traffic, time and money."""
+
+import json
+import math
+from dataclasses import dataclass, replace
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+
+from hpcm_scale.config import ModelConfig, configs_folder
+from hpcm_scale.errors import ConfigError, RunError
+from hpcm_scale.models.complexity import count_flops
+from hpcm_scale.planning.memory import (
+    BF16,
+    FP32,
+    Memory,
+    parameter_sizes,
+    rank_memory,
+)
+from hpcm_scale.training.zero_layout import ZeroLayout
+from hpcm_scale.units import GIB, gib
+
+CHECKPOINTING: tuple[bool | int, ...] = (False, 2, True)
+"""The choices of checkpoint_activations that are compared: none, every second part, all."""
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """Hosts full of equal accelerators. The defaults are an H100 SXM's and its usual host's."""
+
+    hosts: int = 1
+    accelerators: int = 8
+    """Of each host."""
+    memory: float = 80 * GIB
+    """Bytes of an accelerator."""
+    host_memory: float = 1024 * GIB
+    """Bytes of a host."""
+    peak: float = 989e12
+    """Dense bf16 FLOP/s of an accelerator (NVIDIA's data sheet of the H100 SXM)."""
+    efficiency: float = 0.4
+    """Share of the peak that training reaches: an assumption."""
+    intra_node_bw: float = 450e9
+    """Bytes/s that an accelerator sends to others of its host (NVLink 4, one way)."""
+    inter_node_bw: float = 50e9
+    """Bytes/s that an accelerator sends to other hosts (400 Gbit/s each)."""
+    to_host: float = 50e9
+    """Bytes/s between an accelerator and its host (PCIe 5 ×16 in practice)."""
+    host_bandwidth: float = 300e9
+    """Bytes/s of a host's memory, which bounds an optimizer that runs there."""
+    disk: float = 10e9
+    """Bytes/s of a host's local disks together."""
+    price: float = 2.5
+    """Of an accelerator for an hour."""
+
+    @property
+    def ranks(self) -> int:
+        return self.hosts * self.accelerators
+
+    @property
+    def link(self) -> float:
+        """Bytes/s of the slowest link that a ring over all ranks crosses."""
+        if self.ranks == 1:
+            return math.inf
+        return self.inter_node_bw if self.hosts > 1 else self.intra_node_bw
+
+
+@dataclass(frozen=True)
+class Option:
+    """One way to spread a run: a file of configs/deepspeed and what to recompute."""
+
+    deepspeed: str
+    checkpointing: bool | int
+    micro_batch: int
+    memory: Memory
+    traffic: float
+    """Bytes each rank sends to others in a step."""
+    compute: float
+    """Seconds of arithmetic in a step, what is recomputed included."""
+    communication: float
+    """Seconds of traffic between ranks in a step."""
+    offload: float
+    """Seconds of a step that wait for host memory, PCIe and disks."""
+    problem: str | None
+    """Why it does not fit; None if it does."""
+
+    @property
+    def seconds(self) -> float:
+        """Of a step: arithmetic hides traffic or the other way round; offloading hides nothing."""
+        return max(self.compute, self.communication) + self.offload
+
+
+@dataclass(frozen=True)
+class ClusterPlan:
+    """Every option for one model, cluster and run; rich prints it."""
+
+    model: ModelConfig
+    cluster: Cluster
+    batch: int
+    crop: int
+    images: float
+    parameters: int
+    flops_per_image: float
+    options: list[Option]
+
+    @property
+    def best(self) -> Option:
+        """The fastest that fits.
+
+        Raises:
+            RunError: if none does, naming the one that comes nearest.
+        """
+        fitting = [option for option in self.options if option.problem is None]
+        if fitting:
+            return min(fitting, key=lambda o: (o.seconds, o.memory.device))
+        nearest = min(self.options, key=lambda o: o.memory.device)
+        raise RunError(
+            f"plan: {self.model.name} does not fit in {gib(self.cluster.memory)} an accelerator: "
+            f"the least, {nearest.deepspeed} with all activations recomputed and "
+            f"{nearest.micro_batch} crop, {nearest.problem}; take more accelerators or hosts, "
+            "smaller crops, or more memory"
+        )
+
+    @property
+    def steps(self) -> int:
+        return math.ceil(self.images / self.batch)
+
+    def hours(self, option: Option) -> float:
+        """Of the whole run."""
+        return option.seconds * self.steps / 3600
+
+    def cost(self, option: Option) -> float:
+        """Of the whole run, in the currency of the price."""
+        return self.hours(option) * self.cluster.ranks * self.cluster.price
+
+    def __rich__(self) -> RenderableType:
+        cluster = self.cluster
+        table = Table(
+            title=f"{self.model.name}, {self.parameters / 1e6:.1f} M parameters, on "
+            f"{cluster.hosts} × {cluster.accelerators} × {gib(cluster.memory)}"
+        )
+        table.add_column("deepspeed", no_wrap=True)
+        table.add_column("recompute", no_wrap=True)
+        for name in ("micro", "state", "activ", "rank", "host", "comm GB", "s/step", "hours"):
+            table.add_column(name, justify="right")
+        table.add_column("cost", justify="right")
+        best = None
+        if any(option.problem is None for option in self.options):
+            best = self.best
+        for o in sorted(self.options, key=lambda o: (o.problem is not None, o.seconds)):
+            memory = o.memory
+            state = memory.parameters + memory.gradients + memory.optimizer + memory.ema
+            cells = [
+                o.deepspeed,
+                {False: "none", True: "all"}.get(o.checkpointing, f"1 in {o.checkpointing}"),
+                str(o.micro_batch),
+                *(
+                    f"{size / GIB:.1f}"
+                    for size in (state, memory.activations, memory.device, memory.host)
+                ),
+                f"{o.traffic / 1e9:.2f}",
+            ]
+            if o.problem is None:
+                cells += [f"{o.seconds:.3f}", f"{self.hours(o):.1f}", f"{self.cost(o):.0f}"]
+            else:
+                cells += ["no room"]
+            table.add_row(*cells, style="bold" if o is best else None)
+        step = self.batch * self.flops_per_image
+        table.caption = (
+            "memory in GiB, of a rank on its device (state, activations, at most) and on its host; "
+            f"GB sent a step; {self.batch} crops of {self.crop}² a step, {step:.3g} FLOPs; "
+            f"{self.steps} steps, {self.images:.3g} crops; "
+            f"{cluster.efficiency:.0%} of {cluster.peak:.3g} FLOP/s"
+        )
+        closing = f"\nfastest that fits: {_said(best)}\n" if best else ""
+        return Group(table, closing) if closing else table
+
+
+def _said(option: Option) -> str:
+    """The settings of an option, as a run's configuration has them."""
+    asked = str(option.checkpointing).lower()
+    return (
+        f"deepspeed: {option.deepspeed}, checkpoint_activations: {asked}, "
+        f"micro_batch: {option.micro_batch}"
+    )
+
+
+def deepspeed_files() -> dict[str, ZeroLayout]:
+    """The files of configs/deepspeed by name."""
+    return {
+        path.stem: ZeroLayout.read(json.loads(path.read_text()))
+        for path in sorted(configs_folder("deepspeed").glob("*.json"))
+    }
+
+
+def plan_cluster(
+    model: ModelConfig,
+    cluster: Cluster,
+    *,
+    batch: int = 32,
+    crop: int = 256,
+    images: float = 6.4e7,
+    ema: bool = True,
+) -> ClusterPlan:
+    """Every file of configs/deepspeed with and without recomputation, in bf16.
+
+    A rank's share of the batch is halved until it fits; the rest is accumulated.
+
+    Args:
+        batch: crops of a step over all ranks.
+        images: crops of the run.
+
+    Raises:
+        ConfigError: if the ranks cannot share the batch.
+    """
+    if batch % cluster.ranks:
+        raise ConfigError(
+            f"--batch: {batch} cannot be shared by {cluster.ranks} ranks; give a multiple"
+        )
+    flops = count_flops(model, crop).train
+    count = parameter_sizes(model)[0]
+    on_rank = batch // cluster.ranks
+    options = []
+    for name, spread in deepspeed_files().items():
+        for checkpointing in CHECKPOINTING:
+            micro = on_rank
+            while True:
+                option = _option(
+                    name, spread, checkpointing, micro, on_rank, model, cluster, crop, ema, count
+                )
+                if option.problem is None or micro == 1 or micro % 2:
+                    break
+                micro //= 2
+            recomputed = 1 + (1 / checkpointing if checkpointing else 0) / 3
+            compute = on_rank * flops * recomputed / cluster.peak / cluster.efficiency
+            options.append(replace(option, compute=compute))
+    return ClusterPlan(model, cluster, batch, crop, images, count, flops, options)
+
+
+def _option(
+    name: str,
+    spread: ZeroLayout,
+    checkpointing: bool | int,
+    micro: int,
+    on_rank: int,
+    model: ModelConfig,
+    cluster: Cluster,
+    crop: int,
+    ema: bool,
+    count: int,
+) -> Option:
+    memory = rank_memory(
+        model,
+        spread,
+        ranks=cluster.ranks,
+        micro_batch=micro,
+        crop=crop,
+        checkpointing=checkpointing,
+        bf16=True,
+        ema=ema,
+        device="accelerator",
+    )
+    problem = None
+    if memory.device > cluster.memory:
+        problem = f"needs {gib(memory.device)} a rank"
+    elif memory.host * cluster.accelerators > cluster.host_memory:
+        problem = f"needs {gib(memory.host * cluster.accelerators)} of a host's memory"
+    traffic = step_traffic(spread, count, cluster.ranks, on_rank // micro)
+    return Option(
+        deepspeed=name,
+        checkpointing=checkpointing,
+        micro_batch=micro,
+        memory=memory,
+        traffic=traffic,
+        compute=0.0,
+        communication=traffic / cluster.link,
+        offload=_offload_seconds(spread, count, cluster, on_rank // micro),
+        problem=problem,
+    )
+
+
+def step_traffic(spread: ZeroLayout, count: int, ranks: int, accumulation: int) -> float:
+    """Bytes of bf16 values each rank sends in a step, by rings (arXiv 1910.02054, section 7).
+
+    A reduce-scatter or an all-gather of n bytes sends n·(ranks−1)/ranks. Stages 0 and 1 reduce
+    and gather once a step; stage 2 reduces, and stage 3 also gathers twice, every micro-batch. A
+    shared net that stage 3 releases between its uses is gathered at each: not counted.
+    """
+    once = BF16 * count * (ranks - 1) / ranks
+    passes = {0: 2, 1: 2, 2: accumulation + 1, 3: 3 * accumulation}[spread.stage]
+    return passes * once
+
+
+def _offload_seconds(spread: ZeroLayout, count: int, cluster: Cluster, accumulation: int) -> float:
+    """Seconds a step spends with what is kept off the accelerator."""
+    share = count / cluster.ranks
+    seconds = 0.0
+    if spread.optimizer_on != "none":
+        # Gradients down, updated weights up; Adam reads and writes four fp32 values there.
+        seconds += BF16 * share * (accumulation + 1) / cluster.to_host
+        seconds += 7 * FP32 * share * cluster.accelerators / cluster.host_bandwidth
+    if spread.optimizer_on == "nvme":
+        seconds += 2 * 3 * FP32 * share * cluster.accelerators / cluster.disk
+    if spread.parameters_on != "none":
+        seconds += 2 * BF16 * share * accumulation / cluster.to_host
+    if spread.parameters_on == "nvme":
+        seconds += (2 * accumulation + 1) * BF16 * share * cluster.accelerators / cluster.disk
+    return seconds

@@ -1,0 +1,120 @@
+"""What a study finds: plain records, filled by study.py and shown by the report."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+
+from hpcm_scale.runs.records import Run, SizePart
+from hpcm_scale.scaling.bootstrap import Bootstrap
+from hpcm_scale.scaling.data_selection import Design
+from hpcm_scale.scaling.huber import HuberFit
+from hpcm_scale.scaling.isoflop import Cost, IsoFlop, Optimum
+from hpcm_scale.scaling.laws import Fit
+from hpcm_scale.scaling.power_law import Interval
+
+Metric = Literal["loss", "bpp", "mse"]
+METRICS: tuple[Metric, ...] = ("loss", "bpp", "mse")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a study asks of its runs."""
+
+    size: SizePart = "total"
+    """Which parameters N counts."""
+    target_size: float = 1e10
+    """N to extrapolate to."""
+    budget: float | None = None
+    """Training FLOPs to spend best; None: 1, 10 and 100 times those of the largest run."""
+    confidence: float = 0.95
+    """Level of every interval."""
+    seed_noise: float = 0.01
+    """Relative standard deviation of a loss between seeds, assumed where the runs cannot tell."""
+    draws: int = 1000
+    """Bootstrap resamples of the runs."""
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """A loss somewhere no fitted point is."""
+
+    size: float
+    value: float
+    interval: Interval
+    measured: float | None = None
+    """The mean loss found there, when there was a run."""
+
+
+@dataclass
+class FittedLaw:
+    """One law of one metric: fitted, or refused with the reason."""
+
+    name: str
+    """L(N), L(C) or L(N, D), L standing for the metric."""
+    metric: Metric
+    design: Design | None
+    y: np.ndarray | None
+    """(n,) the metric at the design's points."""
+    fit: Fit | None = None
+    huber: HuberFit | None = None
+    bootstrap: Bootstrap | None = None
+    refusal: str | None = None
+    cautions: list[str] = field(default_factory=list)
+    held_out: Prediction | None = None
+    extrapolation: Prediction | None = None
+
+    @property
+    def label(self) -> str:
+        return self.name.replace("L", self.metric, 1)
+
+
+@dataclass
+class Family:
+    """Runs whose losses can be compared, and their laws."""
+
+    label: str
+    runs: list[Run]
+    size_laws: dict[Metric, FittedLaw]
+    frontier: FittedLaw
+    surface: FittedLaw
+    isoflop: IsoFlop | None
+    isoflop_refusal: str | None
+    cost: Cost | None
+    optima: list[Optimum]
+
+    @property
+    def laws(self) -> list[FittedLaw]:
+        return [*self.size_laws.values(), self.frontier, self.surface]
+
+
+@dataclass(frozen=True)
+class CurvePrediction:
+    """An R-D curve from the bpp and MSE laws of several λ, against the largest size measured."""
+
+    label: str
+    lambdas: list[float]
+    anchor_size: float
+    """The largest N that every λ was trained at."""
+    target_size: float
+    bpp: list[float]
+    """Predicted at the target, one for each λ."""
+    psnr: list[float]
+    """dB, of the predicted MSE."""
+    bd_rate: float | None
+    """Percent against the anchor's measured curve."""
+    interval: Interval | None
+    """Percentiles over resampled runs, each λ resampled on its own."""
+    refusal: str | None
+
+
+@dataclass
+class Study:
+    """Everything a report shows."""
+
+    settings: Settings
+    families: list[Family]
+    curves: list[CurvePrediction]
+    """Extrapolated R-D curves, where several λ were trained."""
+    notes: list[str]
+    """What the reader of the records tolerated or left out."""

@@ -1,0 +1,33 @@
+"""Sizes in bytes: constants, parsing and printing."""
+
+from pydantic import ByteSize, TypeAdapter, ValidationError
+
+from hpcm_scale.errors import ConfigError
+
+GIB = 2**30
+MIB = 2**20
+
+_BYTES = TypeAdapter(ByteSize)
+
+
+def parse_size(option: str, text: str) -> int:
+    """The bytes in a size such as "80GiB", "1.5 GB" or "4096".
+
+    Args:
+        option: where `text` was given, for the error.
+
+    Raises:
+        ConfigError: if `text` is not a number, with or without a unit, above 0.
+    """
+    try:
+        size = int(_BYTES.validate_python(text))
+    except (ValidationError, OverflowError, ValueError):
+        size = 0
+    if size <= 0:
+        raise ConfigError(f"{option}: {text!r} is not a size such as 80GiB or 500MB")
+    return size
+
+
+def gib(size: float) -> str:
+    """`size` bytes, such as "1.50 GiB"."""
+    return f"{size / GIB:.2f} GiB"
