@@ -1,5 +1,5 @@
 """Pictures and datasets to measure loaders with."""
 
-from tests.data.conftest import dataset, make_folder, make_picture
+from tests.data.conftest import dataset, encode, make_folder, make_picture
 
-__all__ = ["dataset", "make_folder", "make_picture"]
+__all__ = ["dataset", "encode", "make_folder", "make_picture"]

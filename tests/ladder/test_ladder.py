@@ -226,7 +226,8 @@ def test_a_slurm_array_is_a_script_with_a_task_for_a_trunk_and_its_branches(writ
 
 
 def test_arms_are_compared_within_seeds_and_never_fitted_as_sizes(write, write_run, tmp_path):
-    ablations = "ablations: {width: 0.025, seeds: [1, 2, 3], changes: {psi: {model.overrides.fusion: psi}}}\n"
+    psi = "{psi: {model.overrides.fusion: psi}}"
+    ablations = f"ablations: {{width: 0.025, seeds: [1, 2, 3], changes: {psi}}}\n"
     text = (LADDER + ablations).replace("crops: [20, 40]", "crops: [40]")
     runs = [run for run in ladder_runs(load_ladder(write(text))) if run.arm is not None]
     # Seeds differ by far more than arms do: unpaired, it would be lost in them.
