@@ -71,7 +71,7 @@ def train(run: RunConfig, resume: str = "never") -> None:
     session.on_rank_0(rank, lambda: open_validation(run))
     held = []  # the lock, until this function ends
     session.on_rank_0(rank, lambda: held.append(session.lock(run.folder)))
-    start = session.on_rank_0(rank, lambda: session.choose(run, resume, world, spread))
+    start = session.on_rank_0(rank, lambda: session.resolve_resume(run, resume, world, spread))
     if start.universal:
         session.on_rank_0(rank, lambda: session.to_universal(start.checkpoint))
     engine = build_engine(run, model, world, start.universal)
