@@ -106,7 +106,7 @@ def probe(run: LadderRun, ranks: int, jobs: int) -> Cost:
     """
     with tempfile.TemporaryDirectory(prefix="probe-") as name:
         folder = Path(name)
-        changes = {"name": "probe", "out": folder, "steps": STEPS, "images": None, "flops": None}
+        changes = {"name": "probe", "out": folder, "steps": STEPS, "crops": None, "flops": None}
         changes |= {"log_every": 1, "validate_every": STEPS, "profile": None, "hours": None}
         changes |= {"checkpoint": CheckpointConfig(every=STEPS)}
         config = run.config.model_copy(update=changes)
