@@ -47,7 +47,6 @@ from hpcm_scale.entropy.coder import (
 from hpcm_scale.entropy.exact.parameters import ExactParameters
 from hpcm_scale.entropy.parameters import EntropyParameters, FloatParameters
 from hpcm_scale.errors import BitstreamError, CheckpointError, DataError
-from hpcm_scale.models.density import bits
 from hpcm_scale.weights.model_file import LoadedModel, load_model
 
 MEMORY = 2 << 30
@@ -92,7 +91,7 @@ class Codec:
         self._paths = {path.portable: path for path in paths}
         self._y_models = SymbolModels(model.tables.y)
         self._z_models = SymbolModels(model.tables.z)
-        self._device = model.network.z_prior.mean.device
+        self._device = next(model.network.parameters()).device
         self._memory = memory
         self._largest_tile = largest_tile(
             self.info.config, model.network.image_multiple, self._memory
@@ -267,7 +266,7 @@ class Codec:
             out.groups.append((symbols, self._z_table(tile), self._z_models))
         if estimate:
             coded = z_symbols[..., :rows, :columns]
-            out.bits += float(bits(coded, self._network.z_prior.scale).sum())
+            out.bits += float(self._network.z_prior.bits(coded).sum())
 
         targets = self._network.partition.split(dense(tile.place.of(y)))
         masks = self._step_masks(tile)
@@ -277,7 +276,7 @@ class Codec:
             if masks is not None:
                 symbols *= masks[step]
             if estimate:
-                priced = bits(symbols, scale)
+                priced = self._network.density.bits(symbols, scale)
                 out.bits += float((priced if masks is None else priced * masks[step]).sum())
             with timing.entropy_part():
                 group = tuple(_coded(x, masks, step) for x in (symbols, index.to(torch.uint8)))

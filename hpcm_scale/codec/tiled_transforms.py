@@ -29,7 +29,7 @@ def analyse(network: CodecNetwork, pictures: list[np.ndarray], memory: int) -> T
     height, width = pictures[0].shape[:2]
     sides = canvas(height, width, network.image_multiple)
     shape = (len(pictures), network.config.latent_channels, *(side // LATENT for side in sides))
-    device = network.z_prior.mean.device
+    device = next(network.parameters()).device
     y = torch.empty(shape, device=device, memory_format=torch.channels_last)
 
     def run(read: Grid, keep: Grid) -> None:

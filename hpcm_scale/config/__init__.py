@@ -12,7 +12,13 @@ from hpcm_scale.config.ladder import (
     SizeConfig,
     load_ladder,
 )
-from hpcm_scale.config.model import CHARM_SLICES, ModelConfig, SharedNetConfig, latent_multiple
+from hpcm_scale.config.model import (
+    CHARM_SLICES,
+    HpcmConfig,
+    ModelConfig,
+    SharedNetConfig,
+)
+from hpcm_scale.config.model_kinds import MODEL_KINDS, parse_model
 from hpcm_scale.config.run import (
     CheckpointConfig,
     GuardConfig,
@@ -26,10 +32,12 @@ from hpcm_scale.config.strict import Positive, StrictModel, configs_folder, pars
 
 __all__ = [
     "CHARM_SLICES",
+    "MODEL_KINDS",
     "AblationsConfig",
     "CheckpointConfig",
     "DataConfig",
     "GuardConfig",
+    "HpcmConfig",
     "LadderConfig",
     "LossConfig",
     "ModelChoice",
@@ -42,9 +50,9 @@ __all__ = [
     "SizeConfig",
     "StrictModel",
     "configs_folder",
-    "latent_multiple",
     "load_ladder",
     "load_run",
     "parse",
+    "parse_model",
     "read_yaml",
 ]

@@ -1,11 +1,12 @@
 """The configuration of a network."""
 
 import math
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import model_validator
 
-from hpcm_scale.config.strict import Count, Positive, StrictModel
+from hpcm_scale.config.strict import Count, Positive, StrictModel, parse
+from hpcm_scale.errors import ConfigError
 
 CHARM_SLICES = 10
 """Equal slices of the latent channels that a charm codes one after the other."""
@@ -37,16 +38,53 @@ class PublishedComplexity(StrictModel):
 
 
 class ModelConfig(StrictModel):
+    """What the configuration of every network has; each architecture adds its own fields."""
+
+    name: str
+    """What the model is called in reports and file names."""
+    architecture: str
+    """The kind of network; it decides which class the configuration is of."""
+    latent_channels: Positive
+    """M, channels of the latents y."""
+    hyper_channels: Positive
+    """N, channels of the hyper-latents z."""
+    published: PublishedComplexity | None = None
+    """The papers' figures for this variant; dropped by the width and depth multipliers."""
+
+    def scaled(self, width: float, depth: float) -> Self:
+        """This network with its channels times `width` and its block counts times `depth`.
+
+        Raises:
+            ConfigError: if a multiplier leaves parts that do not fit.
+        """
+        raise ConfigError(f"model: {self.architecture} has no width and depth multipliers")
+
+    def _scaled(self, width: float, depth: float, changes: dict[str, Any]) -> Self:
+        """This configuration under its scaled name, with `changes`."""
+        name = f"{self.name}-w{width:g}" + (f"-d{depth:g}" if depth != 1.0 else "")
+        values = self.model_dump() | {"published": None, "name": name} | changes
+        return parse(type(self), values, f"{self.name} at width {width:g}, depth {depth:g}")
+
+
+def scaled_channels(count: int, width: float, multiple: int) -> int:
+    """`count` channels times `width`, rounded to a multiple of `multiple`, at least that."""
+    return max(multiple, round(count * width / multiple) * multiple)
+
+
+def scaled_blocks(count: int, depth: float) -> int:
+    """`count` blocks times `depth`: at least 1 where there is any."""
+    return max(1, round(count * depth)) if count else 0
+
+
+class HpcmConfig(ModelConfig):
     """One network of the HPCM family. The defaults are HPCM-Base (arXiv 2507.19125)."""
 
     name: str = "base"
-    """What the model is called in reports and file names."""
-    architecture: Literal["hpcm", "charm", "dcvc-dc-intra"] = "hpcm"
+    architecture: Literal["hpcm", "charm", "dcvc-dc-intra"] = "hpcm"  # pyright: ignore[reportIncompatibleVariableOverride] frozen
     """The context model: HPCM, or one of the papers' two baselines on the same transforms."""
     latent_channels: Positive = 320
     """M, channels of the latents y; a multiple of 8, the schedule's groups (of 40 in charm)."""
     hyper_channels: Positive = 256
-    """N, channels of the hyper-latents z."""
     widths: tuple[Positive, Positive, Positive] = (96, 192, 384)
     """Channels of the transforms at 1/2, 1/4 and 1/8 of the image side."""
     outer_kernel: Literal[2, 4] = 4
@@ -81,8 +119,6 @@ class ModelConfig(StrictModel):
     """Attention heads over the 2M context channels."""
     windows: tuple[Positive, Positive, Positive] = (4, 8, 8)
     """Side of the attention windows in S1, S2, S3, in positions of the grid they run on."""
-    published: PublishedComplexity | None = None
-    """The papers' figures for this variant; dropped by the dials."""
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Self:
@@ -112,3 +148,48 @@ class ModelConfig(StrictModel):
                     f"partial_ratio: {self.partial_ratio} is above the {width} channels of a layer"
                 )
         return self
+
+    def scaled(self, width: float, depth: float) -> Self:
+        """This network, wider or deeper. Rules, each from the family itself or the field:
+
+        - All channel counts grow in proportion, as Base -> 1B roughly does (96..384 -> 192..768):
+          the network keeps its shape, so one multiplier gives one family (arXiv 2001.08361,
+          section 2.1).
+        - Latent channels are rounded to 8, the schedule's channel groups (to 40 in charm, whose
+          slices are a tenth of them); other channels to the partial convolution's ratio, so that
+          its share stays exact.
+        - Heads keep their size and follow the width in number (as in arXiv 2203.15556, table A9).
+        - Block counts grow in proportion and never fall below 1 where the variant has any.
+        """
+        m = scaled_channels(self.latent_channels, width, latent_multiple(self.architecture))
+        head_size = 2 * self.latent_channels / self.heads
+
+        def channels(count: int) -> int:
+            return scaled_channels(count, width, self.partial_ratio)
+
+        def blocks(counts: tuple[int, ...]) -> list[int]:
+            return [scaled_blocks(count, depth) for count in counts]
+
+        def net(shape: SharedNetConfig) -> dict[str, int]:
+            return {part: scaled_blocks(n, depth) for part, n in shape.model_dump().items()}
+
+        return self._scaled(
+            width,
+            depth,
+            {
+                "latent_channels": m,
+                "hyper_channels": channels(self.hyper_channels),
+                "hyper_width": channels(self.hyper_width),
+                "widths": [channels(count) for count in self.widths],
+                "heads": min(
+                    (heads for heads in range(1, 2 * m + 1) if 2 * m % heads == 0),
+                    key=lambda heads: abs(2 * m / heads - head_size),
+                ),
+                "analysis_depths": blocks(self.analysis_depths),
+                "synthesis_depths": blocks(self.synthesis_depths),
+                "hyper_depths": blocks(self.hyper_depths),
+                "adaptor_depths": blocks(self.adaptor_depths),
+                "shared_s12": net(self.shared_s12),
+                "shared_s3": net(self.shared_s3),
+            },
+        )

@@ -45,17 +45,17 @@ class FloatParameters:
 
     def __init__(self, network: CodecNetwork, tables: Tables) -> None:
         self._network = network
-        self._boundaries = torch.from_numpy(tables.boundaries).to(network.z_prior.mean.device)
+        self._boundaries = torch.from_numpy(tables.boundaries).to(next(network.parameters()).device)
 
     def hyper_symbols(self, z: Tensor) -> Tensor:
-        return (z - self._network.z_prior.mean).round()
+        return (z - self._network.z_prior.centre).round()
 
     def walk(self, z_symbols: Tensor, code: CodeStep) -> Tensor:
         def coded(step: int, scale: Tensor, mean: Tensor) -> Tensor:
             index = torch.bucketize(scale.contiguous(), self._boundaries, out_int32=True)
             return code(step, index, mean, scale) + mean
 
-        z_hat = (z_symbols + self._network.z_prior.mean).contiguous(
+        z_hat = (z_symbols + self._network.z_prior.centre).contiguous(
             memory_format=torch.channels_last
         )
         return self._network.code_steps(self._network.h_s(z_hat), coded)

@@ -8,7 +8,6 @@ from torch import Tensor
 from hpcm_scale.codec.tiled_transforms import analyse, dense
 from hpcm_scale.codec.tiles import HYPER, LATENT
 from hpcm_scale.models.codec_network import CodecNetwork
-from hpcm_scale.models.density import bits
 
 
 @torch.inference_mode()
@@ -25,13 +24,13 @@ def bit_map(network: CodecNetwork, pixels: np.ndarray, memory: int) -> np.ndarra
         (⌈H/16⌉, ⌈W/16⌉) bits.
     """
     y = analyse(network, [pixels], memory)
-    z_hat, z_bits = network.z_prior(network.h_a(y), None)
+    z_hat, z_bits, _ = network.z_prior(network.h_a(y), None)
     targets = network.partition.split(y)
     priced: list[Tensor] = []
 
     def code(step: int, scale: Tensor, mean: Tensor) -> Tensor:
         symbols = (targets[step] - mean).round()
-        priced.append(bits(symbols, scale))
+        priced.append(network.density.bits(symbols, scale))
         return symbols + mean
 
     network.code_steps(network.h_s(dense(z_hat)), code)

@@ -6,7 +6,7 @@ they differ in the callback that turns a step's (scale, mean) into its ŷ.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from typing import Generic, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -14,15 +14,17 @@ from torch.utils.checkpoint import checkpoint
 
 from hpcm_scale.config import ModelConfig
 from hpcm_scale.errors import DataError
-from hpcm_scale.models.density import ZPrior, bits, ste_round, upcast_half
-from hpcm_scale.models.transforms import (
-    ModuleCall,
-    analysis,
-    call,
-    hyper_analysis,
-    hyper_synthesis,
-    synthesis,
+from hpcm_scale.models.density import (
+    GENERALIZED_GAUSSIAN,
+    HyperPrior,
+    ScaleDensity,
+    ste_round,
+    upcast_half,
 )
+from hpcm_scale.models.transforms import ModuleCall, call
+
+LATENT_STRIDE, HYPER_STRIDE = 16, 64
+"""Pixels a latent and a hyper-latent stand for, along each side, in every network."""
 
 Code = Callable[[int, Tensor, Tensor], Tensor]
 """(step, scale, mean) -> ŷ of that step; dense (B, C_k, h_k, w_k) all three."""
@@ -35,6 +37,8 @@ class Output(NamedTuple):
     """(B, 3, H, W), reconstruction; not clamped."""
     bits: Tensor
     """(B, scales + 1): bits of y in each scale, smallest first, then of z."""
+    auxiliary: Tensor | None = None
+    """The loss of the z prior's own parameters, a scalar; None where the prior has none."""
     bit_map: Tensor | None = None
     """(B, H/16, W/16), where asked for: bits of y at each latent position, over all channels."""
 
@@ -55,33 +59,59 @@ class LatentPartition(Protocol):
         """The inverse of `split`."""
         ...
 
-    def step_shapes(self, channels: int, height: int, width: int) -> list[tuple[int, int, int]]:
-        """(C_k, h_k, w_k) of every step for latents of (M, H, W)."""
-        ...
+
+def noise_shapes(
+    config: ModelConfig, batch: int, height: int, width: int
+) -> tuple[tuple[int, int, int, int], tuple[int, int, int, int]]:
+    """Shapes of y and z, and of their noise, for (batch, 3, height, width) images."""
+    return (
+        (batch, config.latent_channels, height // LATENT_STRIDE, width // LATENT_STRIDE),
+        (batch, config.hyper_channels, height // HYPER_STRIDE, width // HYPER_STRIDE),
+    )
 
 
-class CodecNetwork(nn.Module, ABC):
-    """A learned image codec; what extends it brings the steps and the context model.
+Config = TypeVar("Config", bound=ModelConfig)
+Partition = TypeVar("Partition", bound=LatentPartition)
+
+
+class CodecNetwork(nn.Module, ABC, Generic[Config, Partition]):
+    """A learned image codec; what extends it brings transforms, steps and the context model.
 
     Args:
         config: of the network.
         partition: how the latents fall into coding steps.
+        g_a, g_s, h_a, h_s: analysis, synthesis, hyper-analysis and hyper-synthesis, each called
+            with its input and the `ModuleCall` that runs its stages.
+        z_prior: the density of z.
+        density: the density of y.
     """
 
-    def __init__(self, config: ModelConfig, partition: LatentPartition) -> None:
+    centred = True
+    """Whether symbols are round(y − mean); else they are round(y), and the mean moves the density
+    alone."""
+
+    def __init__(
+        self,
+        config: Config,
+        partition: Partition,
+        *,
+        g_a: nn.Module,
+        g_s: nn.Module,
+        h_a: nn.Module,
+        h_s: nn.Module,
+        z_prior: HyperPrior,
+        density: ScaleDensity = GENERALIZED_GAUSSIAN,
+    ) -> None:
         super().__init__()
         self.config = config
         self.partition = partition
-        self.g_a = analysis(config)
-        self.g_s = synthesis(config)
-        self.h_a = hyper_analysis(config)
-        self.h_s = self._hyper_synthesis()
-        self.z_prior = ZPrior(config.hyper_channels)
+        self.g_a = g_a
+        self.g_s = g_s
+        self.h_a = h_a
+        self.h_s = h_s
+        self.z_prior = z_prior
+        self.density = density
         self.run: ModuleCall = call
-
-    def _hyper_synthesis(self) -> nn.Module:
-        """h_s: called as h_s(ẑ, run), gives (B, 2M, h, w)."""
-        return hyper_synthesis(self.config, 2 * self.config.latent_channels)
 
     @property
     def scales(self) -> int:
@@ -91,7 +121,7 @@ class CodecNetwork(nn.Module, ABC):
     @property
     def stride(self) -> int:
         """Image positions per hyper-latent position, along each side."""
-        return 64
+        return HYPER_STRIDE
 
     @property
     def image_multiple(self) -> int:
@@ -128,7 +158,8 @@ class CodecNetwork(nn.Module, ABC):
         if isinstance(self.run, CheckpointEvery):
             self.run.calls = 0
         y = self.g_a(x, self.run)
-        z_hat, z_bits = self.z_prior(self.h_a(y, self.run), None if noise is None else noise[1])
+        z = self.h_a(y, self.run)
+        z_hat, z_bits, auxiliary = self.z_prior(z, None if noise is None else noise[1])
         params = self.h_s(z_hat, self.run)
 
         targets = self.partition.split(y)
@@ -139,20 +170,26 @@ class CodecNetwork(nn.Module, ABC):
 
         def code(step: int, scale: Tensor, mean: Tensor) -> Tensor:
             mean = upcast_half(mean)
-            residual = upcast_half(targets[step]) - mean
+            residual = upcast_half(targets[step])
+            if self.centred:
+                residual = residual - mean
             symbols = ste_round(residual)
             rated = symbols if noises is None else residual + noises[step]
+            coded = symbols + mean if self.centred else symbols
+            if not self.centred:
+                rated = rated - mean
             s = scale_of[step]
-            cost = bits(rated, upcast_half(scale))
+            cost = self.density.bits(rated, upcast_half(scale))
             spent[s] = spent[s] + cost.flatten(1).sum(1)
             if with_map:
                 spent_at.append(cost)
-            return (symbols + mean).to(y.dtype)
+            return coded.to(y.dtype)
 
         y_hat = self.code_steps(params, code)
         x_hat = self.g_s(y_hat, self.run)
         bit_map = self.partition.join(spent_at).sum(1) if with_map else None
-        return Output(x_hat, torch.stack([*spent, z_bits.flatten(1).sum(1)], dim=1), bit_map)
+        bits = torch.stack([*spent, z_bits.flatten(1).sum(1)], dim=1)
+        return Output(x_hat, bits, auxiliary, bit_map)
 
     def check_sides(self, x: Tensor) -> None:
         """Raises DataError unless the sides of x (B, 3, H, W) suit the grids and windows."""

@@ -27,7 +27,7 @@ def part_of(name: str) -> str:
 
 def count_parameters(network: nn.Module) -> dict[str, int]:
     """Parameters by part, and "total"."""
-    counts = dict.fromkeys(PARTS, 0)
+    counts: dict[str, int] = dict.fromkeys(PARTS, 0)
     for name, parameter in network.named_parameters():
         # ZeRO-3 leaves a partitioned parameter empty and keeps its size beside it.
         counts[part_of(name)] += getattr(parameter, "ds_numel", parameter.numel())
@@ -134,7 +134,7 @@ def complexity_table(config: ModelConfig, side: int = 256) -> list[Share]:
             kmacs[row] += flops.modules.get(module, 0.0) / 2e3 / side**2
     shares = [Share(row, parameters[row], kmacs[row]) for row in parameters]
     shares.append(Share("sum", sum(parameters.values()), flops.forward / 2e3 / side**2))
-    if isinstance(network, HPCM) and config.fusion == "attention":
+    if isinstance(network, HPCM) and network.config.fusion == "attention":
         scales = network.partition.step_scales
         # The last scale's fusion ran once a step but the last.
         calls = scales.count(scales[-1]) - 1

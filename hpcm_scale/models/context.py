@@ -4,7 +4,8 @@ import torch
 from torch import Tensor, nn
 
 from hpcm_scale.config import SharedNetConfig
-from hpcm_scale.models.blocks import Conv1x1, DWConvRB
+from hpcm_scale.models.blocks.resampling import Conv1x1
+from hpcm_scale.models.blocks.residual import DWConvRB
 
 
 class SharedNet(nn.Module):

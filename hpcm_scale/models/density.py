@@ -1,22 +1,35 @@
 """Densities of the quantised latents and the bits they cost.
 
-Generalised Gaussian of shape β = 1.5 and zero mean, per arXiv 2507.19125:
+y of HPCM is priced by a generalised Gaussian of shape β = 1.5 and zero mean (arXiv 2507.19125):
 F(v) = (1 + sign(v)·P(1/β, |v|^β)) / 2 with v = x / scale, P the regularised lower incomplete gamma.
+y of the peers is priced by a Gaussian. z has one density per channel: `ZPrior` (HPCM) or
+`FactorizedPrior` (the peers).
 """
 
 import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import FunctionCtx
+
+
+def single(value: float) -> float:
+    """`value` as single precision holds it, as the published programs keep their bounds.
+
+    Their goldens show it: at double precision the bits of a float64 pass would differ by 2e-9.
+    """
+    return torch.tensor(value, dtype=torch.float32).item()
+
 
 SHAPE = 1.5
 """β of the generalised Gaussian."""
-# The published program keeps both bounds in single precision, and its goldens show it: at double
-# precision the bits of a float64 pass would differ by 2e-9.
-SCALE_BOUND = torch.tensor(0.12, dtype=torch.float32).item()
-"""Smallest scale: smaller ones are coded as this one."""
-LIKELIHOOD_BOUND = torch.tensor(1e-9, dtype=torch.float32).item()
+SCALE_BOUND = single(0.12)
+"""Smallest scale of the generalised Gaussian: smaller ones are coded as this one."""
+LIKELIHOOD_BOUND = single(1e-9)
 """Smallest likelihood: keeps the rate of an outlier finite."""
 
 
@@ -24,14 +37,15 @@ class _Cdf(torch.autograd.Function):
     """The cumulative distribution function at unit scale; its derivative is the density."""
 
     @staticmethod
-    def forward(ctx: FunctionCtx, v: Tensor) -> Tensor:
+    def forward(ctx: Any, v: Tensor) -> Tensor:
         ctx.save_for_backward(v)
         power = v.abs().pow(SHAPE)
         half = torch.special.gammainc(torch.full_like(power, 1 / SHAPE), power).mul_(0.5)
         return torch.copysign(half, v).add_(0.5)
 
     @staticmethod
-    def backward(ctx: FunctionCtx, grad: Tensor) -> Tensor:
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        (grad,) = grads
         (v,) = ctx.saved_tensors
         log_density = -v.abs().pow(SHAPE) - math.lgamma(1 / SHAPE)
         return grad * log_density.exp() * (SHAPE / 2)
@@ -41,13 +55,14 @@ class _LowerBound(torch.autograd.Function):
     """max(x, bound); below the bound the gradient may move x up, never further down."""
 
     @staticmethod
-    def forward(ctx: FunctionCtx, x: Tensor, bound: float) -> Tensor:
+    def forward(ctx: Any, x: Tensor, bound: float) -> Tensor:
         ctx.save_for_backward(x)
         ctx.bound = bound
         return x.clamp_min(bound)
 
     @staticmethod
-    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        (grad,) = grads
         (x,) = ctx.saved_tensors
         return grad * ((x >= ctx.bound) | (grad < 0)), None
 
@@ -56,12 +71,18 @@ class _Round(torch.autograd.Function):
     """Round half to even; the gradient passes straight through."""
 
     @staticmethod
-    def forward(ctx: FunctionCtx, x: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor) -> Tensor:
         return x.round()
 
     @staticmethod
-    def backward(ctx: FunctionCtx, grad: Tensor) -> Tensor:
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        (grad,) = grads
         return grad
+
+
+def lower_bound(x: Tensor, bound: float) -> Tensor:
+    """max(x, bound); the gradient passes where x ≥ bound, or where descent would raise x."""
+    return _LowerBound.apply(x, bound)
 
 
 def ste_round(x: Tensor) -> Tensor:
@@ -74,30 +95,69 @@ def upcast_half(x: Tensor) -> Tensor:
     return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
 
 
-def bits(residual: Tensor, scale: Tensor) -> Tensor:
-    """What it costs to code `residual` = symbol (or y − mean + noise), in bits.
-
-    Args:
-        residual: (B, ...), in units of the quantisation step 1.
-        scale: broadcast against `residual`; bounded below at `SCALE_BOUND` here.
-
-    Returns:
-        −log2 of F((r+½)/scale) − F((r−½)/scale), same shape; the likelihood is bounded below.
-    """
-    scale = _LowerBound.apply(scale, SCALE_BOUND)
-    likelihood = _Cdf.apply((residual + 0.5) / scale) - _Cdf.apply((residual - 0.5) / scale)
-    return -_LowerBound.apply(likelihood, LIKELIHOOD_BOUND).log2()
+def _rate(likelihood: Tensor) -> Tensor:
+    return -lower_bound(likelihood, LIKELIHOOD_BOUND).log2()
 
 
-class ZPrior(nn.Module):
-    """The density of the hyper-latents: a learned mean and scale per channel."""
+@dataclass(frozen=True)
+class ScaleDensity(ABC):
+    """A symmetric density of zero mean and a scale of its own for every latent."""
 
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.mean = nn.Parameter(torch.zeros(1, channels, 1, 1))
-        self.scale = nn.Parameter(torch.ones(1, channels, 1, 1))
+    scale_bound: float
+    """Smallest scale: smaller ones are priced and coded as this one."""
 
-    def forward(self, z: Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor]:
+    @abstractmethod
+    def bits(self, residual: Tensor, scale: Tensor) -> Tensor:
+        """What it costs to code `residual` = symbol (or y − mean + noise), in bits.
+
+        Args:
+            residual: (B, ...), in units of the quantisation step 1.
+            scale: broadcast against `residual`; bounded below here.
+
+        Returns:
+            −log2 of F((r+½)/scale) − F((r−½)/scale), same shape; the likelihood is bounded below.
+        """
+
+
+class GeneralizedGaussian(ScaleDensity):
+    """The generalised Gaussian of shape 1.5 (arXiv 2507.19125)."""
+
+    def bits(self, residual: Tensor, scale: Tensor) -> Tensor:
+        scale = lower_bound(scale, self.scale_bound)
+        upper = _Cdf.apply((residual + 0.5) / scale)
+        lower = _Cdf.apply((residual - 0.5) / scale)
+        return _rate(upper - lower)
+
+
+class Gaussian(ScaleDensity):
+    """The normal density, as CompressAI prices it: both tails from the same side, by erfc."""
+
+    def bits(self, residual: Tensor, scale: Tensor) -> Tensor:
+        scale = lower_bound(scale, self.scale_bound)
+        magnitude = residual.abs()
+        upper = _normal_cdf((0.5 - magnitude) / scale)
+        lower = _normal_cdf((-0.5 - magnitude) / scale)
+        return _rate(upper - lower)
+
+
+def _normal_cdf(v: Tensor) -> Tensor:
+    return 0.5 * torch.erfc(-(2**-0.5) * v)
+
+
+GENERALIZED_GAUSSIAN = GeneralizedGaussian(SCALE_BOUND)
+GAUSSIAN = Gaussian(0.11)
+
+
+class HyperPrior(nn.Module, ABC):
+    """The density of the hyper-latents z, one per channel; symbols are round(z − centre)."""
+
+    @property
+    @abstractmethod
+    def centre(self) -> Tensor:
+        """(1, N, 1, 1): what is taken from z before it is rounded."""
+
+    @abstractmethod
+    def forward(self, z: Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
         """Quantise and price z.
 
         Args:
@@ -105,10 +165,119 @@ class ZPrior(nn.Module):
             noise: uniform in [−½, ½), like z, for the training rate; None prices the symbols.
 
         Returns:
-            ẑ like z, and the bits of each element.
+            ẑ like z, the bits of each element, and the auxiliary loss of the prior's own
+            parameters, a scalar (None where it has none).
         """
+
+    @abstractmethod
+    def bits(self, symbols: Tensor) -> Tensor:
+        """What symbols (B, N, h, w) cost, in bits."""
+
+
+class ZPrior(HyperPrior):
+    """A learned mean and scale per channel of the generalised Gaussian: HPCM's prior of z."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.mean = nn.Parameter(torch.zeros(1, channels, 1, 1))
+        self.scale = nn.Parameter(torch.ones(1, channels, 1, 1))
+
+    @property
+    def centre(self) -> Tensor:
+        return self.mean
+
+    def forward(self, z: Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor, None]:
         mean = upcast_half(self.mean)
         residual = upcast_half(z) - mean
         symbols = ste_round(residual)
         rated = symbols if noise is None else residual + noise
-        return (symbols + mean).to(z.dtype), bits(rated, upcast_half(self.scale))
+        bits = GENERALIZED_GAUSSIAN.bits(rated, upcast_half(self.scale))
+        return (symbols + mean).to(z.dtype), bits, None
+
+    def bits(self, symbols: Tensor) -> Tensor:
+        return GENERALIZED_GAUSSIAN.bits(symbols, self.scale)
+
+
+FILTERS = (1, 3, 3, 3, 3, 1)
+"""Widths of the factorised density's nets (Ballé et al., arXiv 1802.01436, appendix 6.1)."""
+INITIAL_SPREAD = 10.0
+"""Half the range the factorised density covers at first."""
+TAIL = 1e-9
+"""Mass outside the outer two quantiles."""
+
+
+class FactorizedPrior(HyperPrior):
+    """A learned monotone function per channel as cumulative density: the peers' prior of z.
+
+    Source: Ballé et al., arXiv 1802.01436, appendix 6.1, as CompressAI's EntropyBottleneck has it.
+    Logits l of a value v: l ← softplus(M_i)·l + b_i, then l ← l + tanh(f_i)·tanh(l) but after the
+    last; the likelihood of v is sigmoid(l(v + ½)) − sigmoid(l(v − ½)). The middle one of three
+    quantiles is the channel's median. The auxiliary loss trains the quantiles alone.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        widths = list(pairwise(FILTERS))
+        spread = INITIAL_SPREAD ** (1 / len(widths))
+        # Not in lists: ZeRO-3 gathers a parameter for the forward of the module that holds it.
+        for i, (inputs, outputs) in enumerate(widths):
+            matrix = torch.full(
+                (channels, outputs, inputs), math.log(math.expm1(1 / spread / outputs))
+            )
+            bias = torch.empty(channels, outputs, 1).uniform_(-0.5, 0.5)
+            self.register_parameter(f"matrix{i}", nn.Parameter(matrix))
+            self.register_parameter(f"bias{i}", nn.Parameter(bias))
+            if i < len(widths) - 1:
+                factor = torch.zeros(channels, outputs, 1)
+                self.register_parameter(f"factor{i}", nn.Parameter(factor))
+        start = torch.tensor([-INITIAL_SPREAD, 0.0, INITIAL_SPREAD])
+        self.quantiles = nn.Parameter(start.repeat(channels, 1, 1))
+
+    @property
+    def centre(self) -> Tensor:
+        return self.quantiles[:, 0, 1].view(1, -1, 1, 1)
+
+    def logits(self, values: Tensor, detached: bool = False) -> Tensor:
+        """Logits of the cumulative density: (N, 1, n) values -> (N, 1, n).
+
+        Args:
+            detached: hold the density's own parameters; the gradient reaches `values` alone.
+        """
+
+        def held(name: str) -> Tensor:
+            parameter = upcast_half(self.get_parameter(name))
+            return parameter.detach() if detached else parameter
+
+        layers = len(FILTERS) - 1
+        for i in range(layers):
+            values = F.softplus(held(f"matrix{i}")) @ values + held(f"bias{i}")
+            if i < layers - 1:
+                values = values + held(f"factor{i}").tanh() * values.tanh()
+        return values
+
+    def likelihood(self, values: Tensor) -> Tensor:
+        """(N, 1, n) values -> (N, 1, n) likelihoods of the unit intervals around them."""
+        lower, upper = self.logits(values - 0.5), self.logits(values + 0.5)
+        return upper.sigmoid() - lower.sigmoid()
+
+    def auxiliary_loss(self) -> Tensor:
+        """Σ |l(quantile) − (−t, 0, t)| over channels, t = log(2/1e-9 − 1); a scalar."""
+        target = math.log(2 / TAIL - 1)
+        quantiles = upcast_half(self.quantiles)
+        targets = quantiles.new_tensor([-target, 0.0, target])
+        return (self.logits(quantiles, detached=True) - targets).abs().sum()
+
+    def forward(self, z: Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        median = upcast_half(self.centre).detach()  # the main loss does not train the quantiles
+        wide = upcast_half(z)
+        z_hat = ste_round(wide - median) + median
+        bits = self._bits_of(z_hat if noise is None else wide + noise)
+        return z_hat.to(z.dtype), bits, self.auxiliary_loss()
+
+    def bits(self, symbols: Tensor) -> Tensor:
+        return self._bits_of(symbols + self.centre)
+
+    def _bits_of(self, values: Tensor) -> Tensor:
+        by_channel = values.transpose(0, 1)
+        likelihood = self.likelihood(by_channel.reshape(len(by_channel), 1, -1))
+        return _rate(likelihood.view(by_channel.shape).transpose(0, 1))

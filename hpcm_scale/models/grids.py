@@ -160,12 +160,5 @@ class StepGrids:
                 y = y + placed
             else:
                 y = insert(y, placed, scale.kept)
+        assert y is not None  # a schedule has steps
         return y
-
-    def step_shapes(self, channels: int, height: int, width: int) -> list[tuple[int, int, int]]:
-        """(C_k, h_k, w_k) of every step for latents of (M, H, W)."""
-        last = len(self.schedule.scales) - 1
-        return [
-            (self.schedule.channels(k, channels), height >> (last - s), width >> (last - s))
-            for k, (s, _) in enumerate(self.schedule.steps)
-        ]

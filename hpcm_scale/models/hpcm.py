@@ -2,19 +2,21 @@
 
 from torch import Tensor, nn
 
-from hpcm_scale.config import ModelConfig
+from hpcm_scale.config import HpcmConfig
 from hpcm_scale.errors import ConfigError
 from hpcm_scale.models import grids
-from hpcm_scale.models.blocks import Conv1x1
+from hpcm_scale.models.blocks.resampling import Conv1x1
 from hpcm_scale.models.codec_network import Code, CodecNetwork
 from hpcm_scale.models.context import ContextStep, SharedNet, WindowFusion
+from hpcm_scale.models.density import ZPrior
 from hpcm_scale.models.schedule import schedule_named
+from hpcm_scale.models.transforms import analysis, hyper_analysis, hyper_synthesis, synthesis
 
 
-class HPCM(CodecNetwork):
-    """The codec network of one `ModelConfig` with architecture "hpcm"."""
+class HPCM(CodecNetwork[HpcmConfig, grids.StepGrids]):
+    """The codec network of one `HpcmConfig` with architecture "hpcm"."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: HpcmConfig) -> None:
         tables = schedule_named(config.schedule)
         for scale in tables.scales:
             if config.latent_channels % scale.groups:
@@ -22,7 +24,15 @@ class HPCM(CodecNetwork):
                     f"latent_channels: {config.latent_channels} is not a multiple of "
                     f"{scale.groups}, the channel groups of schedule {config.schedule}"
                 )
-        super().__init__(config, grids.StepGrids(tables))
+        super().__init__(
+            config,
+            grids.StepGrids(tables),
+            g_a=analysis(config),
+            g_s=synthesis(config),
+            h_a=hyper_analysis(config),
+            h_s=hyper_synthesis(config, 2 * config.latent_channels),
+            z_prior=ZPrior(config.hyper_channels),
+        )
         m = config.latent_channels
         self.shared_s12 = SharedNet(m, config.shared_s12)
         self.shared_s3 = SharedNet(m, config.shared_s3)
@@ -81,6 +91,7 @@ class HPCM(CodecNetwork):
             # The context after the last step is read by nothing.
             if 0 < k < len(schedule.steps) - 1:
                 context = self._fuse(s, psi, context)
+        assert y_hat is not None  # a schedule has steps
         return y_hat
 
     def _enter(

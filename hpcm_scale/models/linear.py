@@ -5,10 +5,11 @@ speed; the products of oneDNN, which torch uses for convolutions, reach all of i
 LeakyReLU and residual on the way.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import FunctionCtx
 from torch.utils.flop_counter import register_flop_formula
 
 SLOPE = 0.01
@@ -61,18 +62,19 @@ def weight_gradient(grad: Tensor, x: Tensor) -> Tensor:
 
 class _Linear(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: FunctionCtx, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         ctx.save_for_backward(x, weight)
         return linear_nograd(x, weight, bias)
 
     @staticmethod
-    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor, ...]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, ...]:
+        (grad,) = grads
         x, weight = ctx.saved_tensors
         grad = grad.contiguous()
         return linear_nograd(grad, weight.t()), weight_gradient(grad, x), grad.sum(0)
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """F.linear over the last dimension of x (..., I), with its gradient."""
     if not use_onednn(x):
         return F.linear(x, weight, bias)

@@ -8,8 +8,9 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
-from hpcm_scale.config import ModelConfig
-from hpcm_scale.models.blocks import PConvRB, down, up
+from hpcm_scale.config import HpcmConfig
+from hpcm_scale.models.blocks.resampling import down, up
+from hpcm_scale.models.blocks.residual import PConvRB
 
 ModuleCall = Callable[..., Tensor]
 """Calls a module on its inputs: directly, or through activation checkpointing."""
@@ -29,11 +30,11 @@ class Transform(nn.ModuleList):
         return x
 
 
-def _blocks(config: ModelConfig, channels: int, count: int) -> list[nn.Module]:
+def _blocks(config: HpcmConfig, channels: int, count: int) -> list[nn.Module]:
     return [PConvRB(channels, config.partial_ratio, config.expansion) for _ in range(count)]
 
 
-def analysis(config: ModelConfig) -> Transform:
+def analysis(config: HpcmConfig) -> Transform:
     """g_a: (B, 3, H, W) -> y (B, M, H/16, W/16)."""
     stages, inputs = [], 3
     channels = (*config.widths, config.latent_channels)
@@ -46,7 +47,7 @@ def analysis(config: ModelConfig) -> Transform:
     return Transform(stages)
 
 
-def synthesis(config: ModelConfig) -> Transform:
+def synthesis(config: HpcmConfig) -> Transform:
     """g_s: ŷ (B, M, H/16, W/16) -> x̂ (B, 3, H, W)."""
     stages = []
     channels = (3, *config.widths, config.latent_channels)
@@ -57,7 +58,7 @@ def synthesis(config: ModelConfig) -> Transform:
     return Transform(stages)
 
 
-def hyper_analysis(config: ModelConfig) -> Transform:
+def hyper_analysis(config: HpcmConfig) -> Transform:
     """h_a: y (B, M, h, w) -> z (B, N, h/4, w/4)."""
     m, width, n = config.latent_channels, config.hyper_width, config.hyper_channels
     return Transform(
@@ -68,7 +69,7 @@ def hyper_analysis(config: ModelConfig) -> Transform:
     )
 
 
-def hyper_synthesis(config: ModelConfig, outputs: int) -> Transform:
+def hyper_synthesis(config: HpcmConfig, outputs: int) -> Transform:
     """h_s: ẑ (B, N, h/4, w/4) -> (B, outputs, h, w), 2M outputs (scale | mean) in HPCM."""
     width, n = config.hyper_width, config.hyper_channels
     return Transform(

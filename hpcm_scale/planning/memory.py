@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from hpcm_scale.config import ModelConfig
-from hpcm_scale.models import blocks
+from hpcm_scale.models.blocks import residual
 from hpcm_scale.models.zoo import build
 from hpcm_scale.training.zero_layout import TIGHT_HEAP_BOUNDARY, ZeroLayout
 from hpcm_scale.units import GIB, MIB
@@ -108,12 +108,12 @@ class Activations:
 @contextmanager
 def _kernels_of(device: str) -> Iterator[None]:
     """Let the residual pairs work on meta tensors as they do on `device`: in rows on a CPU."""
-    rows = blocks._rows
-    blocks._rows = (lambda x: blocks.CPU_ROWS) if device == "cpu" else len
+    rows = residual._rows
+    residual._rows = (lambda x: residual.CPU_ROWS) if device == "cpu" else len
     try:
         yield
     finally:
-        blocks._rows = rows
+        residual._rows = rows
 
 
 @lru_cache(maxsize=256)

@@ -16,7 +16,7 @@ from deepspeed.runtime.engine import DeepSpeedEngine
 
 from hpcm_scale.config import ModelConfig, RunConfig, configs_folder
 from hpcm_scale.errors import ConfigError
-from hpcm_scale.models.blocks import PConvRB
+from hpcm_scale.models.blocks.residual import PConvRB
 from hpcm_scale.models.zoo import build
 from hpcm_scale.training.ema import load_weights
 from hpcm_scale.training.extension_locks import drop_stale_locks

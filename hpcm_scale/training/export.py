@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import torch
 
-from hpcm_scale.config import DataConfig, LossConfig, ModelConfig, parse
+from hpcm_scale.config import DataConfig, LossConfig, parse, parse_model
 from hpcm_scale.errors import CheckpointError, DataError, RunError
 from hpcm_scale.training import checkpoint
 from hpcm_scale.training.loss import RateDistortion
@@ -71,7 +71,7 @@ def export_run(
         raise RunError(f"{run_folder}: is not a run folder (no run.json)") from None
     except ValueError as error:
         raise RunError(f"{record_path}: is damaged ({error})") from None
-    model = parse(ModelConfig, record["model"], f"{record_path}: model")
+    model = parse_model(record["model"], f"{record_path}: model")
     folder = (
         run_folder / checkpoint.FOLDER / step if step is not None else checkpoint.newest(run_folder)
     )

@@ -23,7 +23,7 @@ from accelerate import init_empty_weights
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from hpcm_scale.config import ModelConfig, parse
+from hpcm_scale.config import ModelConfig, parse_model
 from hpcm_scale.entropy.exact.parameters import check_exact
 from hpcm_scale.entropy.tables import Tables, build_tables
 from hpcm_scale.errors import CheckpointError, ConfigError
@@ -368,7 +368,7 @@ def _info(path: Path, metadata: Mapping[str, str]) -> ModelInfo:
     try:
         return ModelInfo(
             path=path,
-            config=parse(ModelConfig, json.loads(metadata["config"]), f"{path}: config"),
+            config=parse_model(json.loads(metadata["config"]), f"{path}: config"),
             lmbda=json.loads(metadata["lmbda"]),
             identity=metadata["identity"],
             tables_hash=metadata["tables_hash"],

@@ -5,24 +5,25 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hpcm_scale.models import blocks, linear
+from hpcm_scale.models import linear
+from hpcm_scale.models.blocks import resampling, residual
 
 
 @given(st.integers(1, 3), st.integers(1, 9), st.integers(1, 70), st.integers(1, 3), st.data())
 def test_the_residual_pair_is_its_definition(batch, height, width, expansion, data):
     seed = data.draw(st.integers(0, 2**31))
     generator = torch.manual_seed(seed)
-    pair = blocks.ResidualPair(4, expansion).double()
+    pair = residual.ResidualPair(4, expansion).double()
     shape = (batch, 4, height, width)
     x, h = (
         torch.randn(shape, dtype=torch.float64, generator=generator).requires_grad_()
         for _ in range(2)
     )
     inputs = (x, h, *pair.parameters())
-    hidden = F.leaky_relu(F.conv2d(h, pair.expand_weight, pair.expand_bias), blocks.SLOPE)
+    hidden = F.leaky_relu(F.conv2d(h, pair.expand_weight, pair.expand_bias), residual.SLOPE)
     expected = x + F.conv2d(hidden, pair.project_weight, pair.project_bias)
     # Fewer rows at a time than positions, and a rest that does not fill them.
-    rows, blocks.CPU_ROWS = blocks.CPU_ROWS, 64
+    rows, residual.CPU_ROWS = residual.CPU_ROWS, 64
     try:
         found = pair(x, h)
         weights = torch.randn(shape, dtype=torch.float64, generator=generator)
@@ -30,7 +31,7 @@ def test_the_residual_pair_is_its_definition(batch, height, width, expansion, da
         with torch.no_grad():
             assert torch.equal(pair(x, h), found)
     finally:
-        blocks.CPU_ROWS = rows
+        residual.CPU_ROWS = rows
     assert torch.allclose(found, expected)
     for one, other in zip(gradients, torch.autograd.grad(expected, inputs, weights), strict=True):
         assert torch.allclose(one, other)
@@ -45,10 +46,13 @@ def test_products_of_a_single_picture_see_rows_that_lie_together(monkeypatch):
         seen.extend((grad, x))
         return grad.t() @ x
 
-    monkeypatch.setattr(blocks, "weight_gradient", recorded)
+    monkeypatch.setattr(residual, "weight_gradient", recorded)
     monkeypatch.setattr(linear, "weight_gradient", recorded)
     net = torch.nn.Sequential(
-        blocks.PConvRB(64, 2, 2), blocks.DWConvRB(64), blocks.Conv1x1(64, 64), blocks.Down2x2(64, 8)
+        residual.PConvRB(64, 2, 2),
+        residual.DWConvRB(64),
+        resampling.Conv1x1(64, 64),
+        resampling.Down2x2(64, 8),
     )
     net(torch.randn(1, 64, 16, 16)).square().sum().backward()
     assert len(seen) == 2 * 6
@@ -57,7 +61,9 @@ def test_products_of_a_single_picture_see_rows_that_lie_together(monkeypatch):
 
 def test_compiled_transforms_and_context_nets_give_the_same():
     torch.manual_seed(0)
-    net = torch.nn.Sequential(blocks.PConvRB(8, 4, 4), blocks.DWConvRB(8), blocks.Down2x2(8, 4))
+    net = torch.nn.Sequential(
+        residual.PConvRB(8, 4, 4), residual.DWConvRB(8), resampling.Down2x2(8, 4)
+    )
     x = torch.randn(1, 8, 16, 16).contiguous(memory_format=torch.channels_last)
     expected = net(x)
     compiled = torch.compile(net)

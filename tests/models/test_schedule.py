@@ -31,13 +31,11 @@ def test_every_latent_is_coded_exactly_once(schedule, batch, channels, h, w):
 @given(
     schedules, st.integers(1, 3), st.sampled_from([16, 48]), st.integers(1, 3), st.integers(1, 3)
 )
-def test_join_undoes_split_and_shapes_are_as_announced(schedule, batch, channels, h, w):
+def test_join_undoes_split(schedule, batch, channels, h, w):
     y = numbered(batch, channels, 8 * h, 8 * w)
     steps = grids.StepGrids(schedule)
     parts = steps.split(y)
     assert torch.equal(steps.join(parts), y)
-    shapes = [tuple(part.shape[1:]) for part in parts]
-    assert shapes == steps.step_shapes(channels, 8 * h, 8 * w)
 
 
 @given(schedules, st.integers(1, 2), st.integers(1, 3))

@@ -19,7 +19,8 @@ from hpcm_scale.entropy.exact.product import (
     Product,
 )
 from hpcm_scale.errors import CheckpointError
-from hpcm_scale.models.blocks import Conv1x1, DWConvRB, PConvRB, ResidualPair, Up2x2
+from hpcm_scale.models.blocks.resampling import Conv1x1, Up2x2
+from hpcm_scale.models.blocks.residual import DWConvRB, PConvRB, ResidualPair
 from hpcm_scale.models.context import ContextStep
 
 ELEMENTS = 192 * 1024

@@ -22,7 +22,8 @@ from hpcm_scale.entropy.parameters import CodeStep
 from hpcm_scale.entropy.tables import Tables
 from hpcm_scale.errors import CheckpointError
 from hpcm_scale.models.baselines.dcvc_dc import QuadtreeStep
-from hpcm_scale.models.blocks import Conv1x1, DWConvRB, PConvRB, Up2x2
+from hpcm_scale.models.blocks.resampling import Conv1x1, Up2x2
+from hpcm_scale.models.blocks.residual import DWConvRB, PConvRB
 from hpcm_scale.models.codec_network import CodecNetwork
 from hpcm_scale.models.context import ContextStep, SharedNet, WindowFusion
 

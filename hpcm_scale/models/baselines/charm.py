@@ -6,43 +6,27 @@ Source: Minnen and Singh, arXiv 2007.08739, as the baseline of arXiv 2507.19125.
 import torch
 from torch import Tensor, nn
 
-from hpcm_scale.config import CHARM_SLICES, ModelConfig
+from hpcm_scale.config import CHARM_SLICES, HpcmConfig
 from hpcm_scale.models.codec_network import Code, CodecNetwork
-from hpcm_scale.models.transforms import ModuleCall, call, hyper_synthesis
+from hpcm_scale.models.density import ZPrior
+from hpcm_scale.models.slices import SlicePartition
+from hpcm_scale.models.transforms import (
+    ModuleCall,
+    analysis,
+    call,
+    hyper_analysis,
+    hyper_synthesis,
+    synthesis,
+)
 
 SUPPORT = 5
 """How many slices, the first ones coded, a later slice reads at most."""
 
 
-class ChannelSlices:
-    """The latents of an image as equal slices of their channels, one a coding step."""
-
-    def __init__(self, slices: int) -> None:
-        self.slices = slices
-
-    @property
-    def step_scales(self) -> tuple[int, ...]:
-        """The scale each step belongs to: all to the one there is."""
-        return (0,) * self.slices
-
-    def split(self, y: Tensor) -> list[Tensor]:
-        """(B, M, H, W) -> one (B, M/slices, H, W) tensor a step, in coding order."""
-        parts = y.chunk(self.slices, dim=1)
-        return [part.contiguous(memory_format=torch.channels_last) for part in parts]
-
-    def join(self, parts: list[Tensor]) -> Tensor:
-        """The inverse of `split`."""
-        return torch.cat(parts, dim=1)
-
-    def step_shapes(self, channels: int, height: int, width: int) -> list[tuple[int, int, int]]:
-        """(C_k, H, W) of every step for latents of (M, H, W)."""
-        return [(channels // self.slices, height, width)] * self.slices
-
-
 class TwinHyperSynthesis(nn.Module):
     """Two nets of the same shape, of M outputs each, for what scales and what means build on."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: HpcmConfig) -> None:
         super().__init__()
         self.scale = hyper_synthesis(config, config.latent_channels)
         self.mean = hyper_synthesis(config, config.latent_channels)
@@ -64,8 +48,8 @@ def _slice_net(inputs: int, latent_channels: int) -> nn.Sequential:
     )
 
 
-class Charm(CodecNetwork):
-    """The codec network of one `ModelConfig` with architecture "charm".
+class Charm(CodecNetwork[HpcmConfig, SlicePartition]):
+    """The codec network of one `HpcmConfig` with architecture "charm".
 
     The reading built, where the papers leave a choice: ten slices of M/10 channels; slice i reads
     the first min(i, 5) slices; its scale net takes the M scale features of the hyperprior and
@@ -77,16 +61,21 @@ class Charm(CodecNetwork):
     57.57 or 59.31 M, one h_s for both 58.34 M, 5×5 convolutions 119.89 M.
     """
 
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__(config, ChannelSlices(CHARM_SLICES))
+    def __init__(self, config: HpcmConfig) -> None:
         m, unit = config.latent_channels, config.latent_channels // CHARM_SLICES
+        super().__init__(
+            config,
+            SlicePartition([unit] * CHARM_SLICES),
+            g_a=analysis(config),
+            g_s=synthesis(config),
+            h_a=hyper_analysis(config),
+            h_s=TwinHyperSynthesis(config),
+            z_prior=ZPrior(config.hyper_channels),
+        )
         inputs = [m + unit * min(k, SUPPORT) for k in range(CHARM_SLICES)]
         self.scale_nets = nn.ModuleList(_slice_net(count, m) for count in inputs)
         self.mean_nets = nn.ModuleList(_slice_net(count, m) for count in inputs)
         self.residual_nets = nn.ModuleList(_slice_net(count + unit, m) for count in inputs)
-
-    def _hyper_synthesis(self) -> nn.Module:
-        return TwinHyperSynthesis(self.config)
 
     def code_steps(self, params: Tensor, code: Code) -> Tensor:
         """Walk the coding steps.

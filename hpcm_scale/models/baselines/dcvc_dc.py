@@ -6,11 +6,14 @@ Source: Li, Li and Lu, arXiv 2302.14402, as the baseline of arXiv 2507.19125.
 import torch
 from torch import Tensor, nn
 
-from hpcm_scale.config import ModelConfig
+from hpcm_scale.config import HpcmConfig
 from hpcm_scale.models import grids
-from hpcm_scale.models.blocks import Conv1x1, DWConvRB
+from hpcm_scale.models.blocks.resampling import Conv1x1
+from hpcm_scale.models.blocks.residual import DWConvRB
 from hpcm_scale.models.codec_network import Code, CodecNetwork
+from hpcm_scale.models.density import ZPrior
 from hpcm_scale.models.schedule import QUADTREE
+from hpcm_scale.models.transforms import analysis, hyper_analysis, hyper_synthesis, synthesis
 
 
 class QuadtreeStep(nn.Module):
@@ -28,8 +31,8 @@ class QuadtreeStep(nn.Module):
         return shared(self.adaptor(torch.cat([params, y_hat], dim=1)))
 
 
-class DcvcDcIntra(CodecNetwork):
-    """The codec network of one `ModelConfig` with architecture "dcvc-dc-intra".
+class DcvcDcIntra(CodecNetwork[HpcmConfig, grids.StepGrids]):
+    """The codec network of one `HpcmConfig` with architecture "dcvc-dc-intra".
 
     The reading built: M channels in four groups, coded in four steps on the full grid, every
     step one position of each 2×2 block per group. Step 1 takes scale and mean from the
@@ -41,8 +44,16 @@ class DcvcDcIntra(CodecNetwork):
     `adaptor_depths[2]` and `shared_s3` of the configuration set the depths: S3 is the full grid.
     """
 
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__(config, grids.StepGrids(QUADTREE))
+    def __init__(self, config: HpcmConfig) -> None:
+        super().__init__(
+            config,
+            grids.StepGrids(QUADTREE),
+            g_a=analysis(config),
+            g_s=synthesis(config),
+            h_a=hyper_analysis(config),
+            h_s=hyper_synthesis(config, 2 * config.latent_channels),
+            z_prior=ZPrior(config.hyper_channels),
+        )
         m, shared = config.latent_channels, config.shared_s3
         self.steps = nn.ModuleList(
             QuadtreeStep(3 * m, config.adaptor_depths[2]) for _ in QUADTREE.steps[1:]
@@ -63,4 +74,5 @@ class DcvcDcIntra(CodecNetwork):
             coded = code(k, *grids.take(own, table, groups, parts=2).chunk(2, dim=1))
             placed = grids.place(coded, table, groups)
             y_hat = placed if y_hat is None else y_hat + placed
+        assert y_hat is not None  # a schedule has steps
         return y_hat

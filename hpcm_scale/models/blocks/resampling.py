@@ -1,0 +1,63 @@
+"""1×1 convolutions and resamplings, on (B, C, H, W) tensors in channels_last memory.
+
+1×1 convolutions and 2×2 resamplings run as matrix products over positions: in channels_last memory
+the reshapes are views, and products are faster than convolutions. Parameters keep the shapes of
+the convolutions they are.
+"""
+
+from torch import Tensor, nn
+
+from hpcm_scale.models.linear import linear
+
+
+class Conv1x1(nn.Conv2d):
+    """1×1 convolution: (B, I, H, W) -> (B, O, H, W)."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__(inputs, outputs, 1)
+
+    def forward(self, x: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return linear(x.permute(0, 2, 3, 1), self.weight.flatten(1), self.bias).permute(0, 3, 1, 2)
+
+
+class Down2x2(nn.Conv2d):
+    """2×2 convolution of stride 2: (B, I, 2h, 2w) -> (B, O, h, w)."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__(inputs, outputs, 2, stride=2)
+
+    def forward(self, x: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        b, c, h, w = x.shape
+        blocks = x.permute(0, 2, 3, 1).reshape(b, h // 2, 2, w // 2, 2, c)
+        blocks = blocks.transpose(2, 3).reshape(b, h // 2, w // 2, 4 * c)
+        weight = self.weight.permute(0, 2, 3, 1).reshape(self.out_channels, 4 * c)
+        return linear(blocks, weight, self.bias).permute(0, 3, 1, 2)
+
+
+class Up2x2(nn.ConvTranspose2d):
+    """2×2 transposed convolution of stride 2: (B, I, h, w) -> (B, O, 2h, 2w)."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__(inputs, outputs, 2, stride=2)
+
+    def forward(self, x: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        b, c, h, w = x.shape
+        weight = self.weight.permute(2, 3, 1, 0).reshape(4 * self.out_channels, c)
+        assert self.bias is not None  # the class is made with one
+        blocks = linear(x.permute(0, 2, 3, 1), weight, self.bias.repeat(4))
+        blocks = blocks.view(b, h, w, 2, 2, self.out_channels).transpose(2, 3)
+        return blocks.reshape(b, 2 * h, 2 * w, self.out_channels).permute(0, 3, 1, 2)
+
+
+def down(inputs: int, outputs: int, kernel: int) -> nn.Module:
+    """Halve the sides with a 2×2 convolution, or a 4×4 one with padding 1."""
+    if kernel == 2:
+        return Down2x2(inputs, outputs)
+    return nn.Conv2d(inputs, outputs, kernel, stride=2, padding=1)
+
+
+def up(inputs: int, outputs: int, kernel: int) -> nn.Module:
+    """Double the sides with a 2×2 transposed convolution, or a 4×4 one with padding 1."""
+    if kernel == 2:
+        return Up2x2(inputs, outputs)
+    return nn.ConvTranspose2d(inputs, outputs, kernel, stride=2, padding=1)
