@@ -6,9 +6,10 @@ sorted by table, so that each table in use is one call into compiled code.
 """
 
 import zlib
+from typing import Any
 
+import constriction
 import numpy as np
-from constriction import stream
 
 from hpcm_scale.entropy.tables import PRECISION, TableSet
 from hpcm_scale.errors import BitstreamError, DataError
@@ -16,11 +17,11 @@ from hpcm_scale.errors import BitstreamError, DataError
 LARGEST_SYMBOL = 2**30
 """Largest magnitude of a symbol: what an escape can hold."""
 
-# constriction's submodules are attributes of a compiled module: they cannot be imported from.
-AnsCoder = stream.stack.AnsCoder
-Categorical = stream.model.Categorical
-_BYTES = stream.model.Uniform(256)
-_COUNTS = stream.model.Uniform(5)  # an escaped value takes 0 to 4 bytes
+# Submodules of a compiled module are attributes of it, which type checkers cannot see.
+_stream: Any = constriction.stream  # pyright: ignore[reportAttributeAccessIssue]
+_model = _stream.model
+_BYTES = _model.Uniform(256)
+_COUNTS = _model.Uniform(5)  # an escaped value takes 0 to 4 bytes
 
 
 class SymbolModels:
@@ -31,15 +32,15 @@ class SymbolModels:
         self._starts = tables.starts
         self._frequencies = tables.frequencies
         self._bits = PRECISION - np.log2(tables.frequencies)
-        self._models: dict[int, Categorical] = {}
+        self._models: dict[int, Any] = {}
 
-    def __getitem__(self, table: int) -> Categorical:
+    def __getitem__(self, table: int) -> Any:
         if table not in self._models:
             start, end = self._starts[table : table + 2]
             # constriction gives every symbol 1 and shares the rest of 2^24 in proportion. These
             # weights sum to exactly that rest, so the share of each is itself: no rounding.
             weights = (self._frequencies[start:end] - 1).astype(np.float64)
-            self._models[table] = Categorical(weights, perfect=False, lazy=False)
+            self._models[table] = _model.Categorical(weights, perfect=False, lazy=False)
         return self._models[table]
 
     def bits(self, symbols: np.ndarray, table: np.ndarray) -> float:
@@ -53,7 +54,7 @@ class AnsEncoder:
     """The encoder's end of the stack."""
 
     def __init__(self) -> None:
-        self._coder = AnsCoder()
+        self._coder = _stream.stack.AnsCoder()
 
     def push(self, symbols: np.ndarray, table: np.ndarray, models: SymbolModels) -> None:
         """Put one group of symbols on the stack.
@@ -110,7 +111,7 @@ class AnsDecoder:
         if payload.endswith(b"\0"):
             raise BitstreamError("payload ends in a zero byte, which no encoder writes")
         padded = payload + bytes(-len(payload) % 4)
-        self._coder = AnsCoder(np.frombuffer(padded, "<u4").astype(np.uint32))
+        self._coder = _stream.stack.AnsCoder(np.frombuffer(padded, "<u4").astype(np.uint32))
 
     def pull(self, table: np.ndarray, models: SymbolModels) -> np.ndarray:
         """Take one group of symbols from the stack: the inverse of `AnsEncoder.push`.
@@ -162,7 +163,7 @@ class SymbolDigest:
 
     def update(self, symbols: np.ndarray) -> None:
         """Take in (S,) int32 symbols."""
-        self.value = zlib.crc32(np.ascontiguousarray(symbols, "<i4"), self.value)
+        self.value = zlib.crc32(np.ascontiguousarray(symbols, "<i4").data, self.value)
 
 
 def _by_table(table: np.ndarray) -> tuple[np.ndarray, list[int], np.ndarray]:

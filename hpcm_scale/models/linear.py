@@ -12,40 +12,43 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
+from hpcm_scale.models.torch_internals import (
+    HAS_LINEAR_POINTWISE,
+    linear_add_pointwise,
+    linear_pointwise,
+)
+
 SLOPE = 0.01
 """Negative slope of every LeakyReLU (the published program's default)."""
 
 WGRAD_MIN_CHANNELS = 48
 """Channels from which on oneDNN's weight gradients are faster than BLAS's, measured."""
 
-# Not in torch's documentation, though torch.compile emits them: without them plain products do.
-_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-
 
 def use_onednn(x: Tensor) -> bool:
     # torch.compile takes the operators for its own, with weights packed before.
     suits = x.device.type == "cpu" and x.dtype == torch.float32 and x.numel() > 0
-    return _ONEDNN and suits and not torch.compiler.is_compiling()
+    return HAS_LINEAR_POINTWISE and suits and not torch.compiler.is_compiling()
 
 
 def linear_nograd(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x Wᵀ + b of rows x (n, I), weight (O, I) and bias (O,); no gradient."""
     if use_onednn(x):
-        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+        return linear_pointwise(x, weight, bias, "none", [])
     return F.linear(x, weight, bias)
 
 
 def linear_leaky_relu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """LeakyReLU(x Wᵀ + b); no gradient."""
     if use_onednn(x):
-        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "leaky_relu", [SLOPE], "")
+        return linear_pointwise(x, weight, bias, "leaky_relu", [SLOPE])
     return F.leaky_relu_(F.linear(x, weight, bias), SLOPE)
 
 
 def linear_add(x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor) -> Tensor:
     """residual + x Wᵀ + b, residual (n, O); no gradient."""
     if use_onednn(x):
-        return torch.ops.mkldnn._linear_pointwise.binary(x, residual, weight, bias, "add")
+        return linear_add_pointwise(x, residual, weight, bias)
     return torch.addmm(residual + bias, x, weight.t())
 
 
@@ -56,7 +59,7 @@ def weight_gradient(grad: Tensor, x: Tensor) -> Tensor:
     """
     # oneDNN first copies both to turn them over, which only large products repay.
     if use_onednn(x) and min(grad.shape[1], x.shape[1]) >= WGRAD_MIN_CHANNELS:
-        return torch.ops.mkldnn._linear_pointwise(grad.t(), x.t(), None, "none", [], "")
+        return linear_pointwise(grad.t(), x.t(), None, "none", [])
     return grad.t() @ x
 
 
@@ -82,7 +85,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return rows.view(*x.shape[:-1], len(weight))
 
 
-if _ONEDNN:
+if HAS_LINEAR_POINTWISE:
 
     @register_flop_formula(torch.ops.mkldnn._linear_pointwise)
     def _flops(x: torch.Size, *_: object, out_shape: torch.Size, **__: object) -> int:

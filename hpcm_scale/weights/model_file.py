@@ -425,4 +425,5 @@ def _identity(
 
 
 def _hash(array: np.ndarray) -> str:
-    return hashlib.sha256(np.ascontiguousarray(array, array.dtype.newbyteorder("<"))).hexdigest()
+    little_endian = np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
+    return hashlib.sha256(little_endian.data).hexdigest()

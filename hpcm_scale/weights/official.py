@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from hpcm_scale.config import ModelConfig, SharedNetConfig
+from hpcm_scale.config import HpcmConfig, SharedNetConfig
 from hpcm_scale.errors import CheckpointError, ConfigError
 from hpcm_scale.models.schedule import schedule_named
 from hpcm_scale.models.zoo import build, model_config
@@ -30,7 +30,7 @@ _CONV = ("weight", "bias")
 _BUFFERS = re.compile(r"scale_table|(quantized_cdf|cdf_length|offset)_[yz]|entropy_estimation\..*")
 
 
-def official_names(config: ModelConfig) -> dict[str, str]:
+def official_names(config: HpcmConfig) -> dict[str, str]:
     """Our parameter name -> the published one, for every parameter of an HPCM of `config`."""
     names = {"z_prior.mean": "means_hyper", "z_prior.scale": "scales_hyper"}
     for ours, theirs in _modules(config):
@@ -42,7 +42,7 @@ def official_names(config: ModelConfig) -> dict[str, str]:
     return names
 
 
-def _modules(config: ModelConfig) -> Iterator[tuple[str, str]]:
+def _modules(config: HpcmConfig) -> Iterator[tuple[str, str]]:
     """(our name, published name) of every convolution."""
     chunked = config.outer_kernel == 2  # the 1B generation of the published program
     for transform, stages in _transforms(config):
@@ -78,7 +78,7 @@ def _modules(config: ModelConfig) -> Iterator[tuple[str, str]]:
                 yield f"fusions.{s}.{ours}", f"attn_s{s + 1}.conv_{theirs}"
 
 
-def _transforms(config: ModelConfig) -> Iterator[tuple[str, list[list[str]]]]:
+def _transforms(config: HpcmConfig) -> Iterator[tuple[str, list[list[str]]]]:
     """Each transform's stages as lists of "resample" and "block"."""
     resample, block = ["resample"], ["block"]
     outer, inner = config.hyper_depths
@@ -110,7 +110,7 @@ def _shared(ours: str, theirs: str, net: SharedNetConfig) -> Iterator[tuple[str,
             yield from _depthwise(f"{ours}.after.{i}", f"{theirs}.branch_2.{i}")
 
 
-def _adaptors(config: ModelConfig) -> Iterator[tuple[str, str]]:
+def _adaptors(config: HpcmConfig) -> Iterator[tuple[str, str]]:
     step = 0
     for s, scale in enumerate(schedule_named(config.schedule).scales):
         count = len(scale.steps) - (s == 0)
@@ -157,7 +157,7 @@ def read_published(path: Path | str) -> dict[str, Tensor]:
     return parameters
 
 
-def to_ours(published: dict[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
+def to_ours(published: dict[str, Tensor], config: HpcmConfig) -> dict[str, Tensor]:
     """A published checkpoint's parameters under this project's names.
 
     Raises:

@@ -54,6 +54,7 @@ class ExactUp(nn.Module):
     def __init__(self, layer: Up2x2, name: str) -> None:
         super().__init__()
         weight = layer.weight.permute(2, 3, 1, 0).flatten(0, 2)
+        assert layer.bias is not None  # the class is made with one
         self._product = Product(weight, layer.bias.repeat(4), name)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -121,8 +122,9 @@ class ExactDWConvRB(_Block):
     def __init__(self, block: DWConvRB, name: str) -> None:
         super().__init__()
         layer = block.depthwise
-        arrays = (p.detach().cpu().numpy() for p in (layer.weight.flatten(1), layer.bias))
-        weights = IntegerWeights(*arrays, f"{name}.depthwise")
+        assert layer.bias is not None  # the block makes it with one
+        kernel, bias = (p.detach().cpu().numpy() for p in (layer.weight.flatten(1), layer.bias))
+        weights = IntegerWeights(kernel, bias, f"{name}.depthwise")
         unit = np.ldexp(1.0, -weights.shift)
         device = layer.weight.device
         taps = (weights.weight * unit[:, None]).T.reshape(3, 3, -1)

@@ -54,11 +54,10 @@ class ExactParameters:
 
     def __init__(self, network: CodecNetwork, tables: Tables) -> None:
         self._network = exact_network(network)
-        device = network.z_prior.mean.device
-        mean = network.z_prior.mean.double() * GRID
-        self._z_mean = requantize(mean)
+        centre = network.z_prior.centre
+        self._z_mean = requantize(centre.double() * GRID)
         boundaries = np.floor(tables.boundaries.astype(np.float64) * GRID)
-        self._boundaries = torch.from_numpy(boundaries.astype(np.float32)).to(device)
+        self._boundaries = torch.from_numpy(boundaries.astype(np.float32)).to(centre.device)
 
     def hyper_symbols(self, z: Tensor) -> Tensor:
         return (z - (self._z_mean / GRID).to(z.dtype)).round()

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from hpcm_scale.entropy.exact.grid import EXACT, GRID_BITS, LIMIT
 from hpcm_scale.errors import CheckpointError
+from hpcm_scale.models.torch_internals import has_vnni, int_mm
 
 WEIGHT_BITS = 13
 """log2 of the largest integer weight; the largest of every output channel is at least half that."""
@@ -114,19 +115,21 @@ class Product:
     def __init__(
         self,
         weight: Tensor,
-        bias: Tensor,
+        bias: Tensor | None,
         name: str,
         addend: Addend = NOTHING,
         sloped: bool = False,
     ) -> None:
         outputs, inputs = weight.shape
+        if bias is None:
+            bias = weight.new_zeros(outputs)
         digits = np.empty((3 * inputs, outputs), np.int8)
         units, biases = np.empty(outputs), np.empty(outputs)
         # Some outputs at a time: in float64, whole layers of a large network would fill memory.
         for start in range(0, outputs, OUTPUTS):
             part = slice(start, start + OUTPUTS)
-            arrays = (p[part].detach().cpu().numpy() for p in (weight, bias))
-            integers = IntegerWeights(*arrays, name, addend, sloped)
+            w, b = (p[part].detach().cpu().numpy() for p in (weight, bias))
+            integers = IntegerWeights(w, b, name, addend, sloped)
             high = np.floor((integers.weight + DIGIT / 2) / DIGIT).T
             low = integers.weight.T - DIGIT * high
             digits[:, part] = np.concatenate([2 * low, high, low])
@@ -170,7 +173,7 @@ def _in_bytes(rows: Tensor, digits: Tensor) -> Tensor:
     k = rows.shape[1]
     _, high_weights, low_weights = digits.chunk(3)
     # Single precision holds the integers exactly, and is the quickest to round.
-    rest, wide = rows.float(), None
+    rest, wide, top = rows.float(), None, None
     if max(map(abs, torch.aminmax(rest))) > TWO_DIGIT_MAX:
         # Few channels have values that large, and only they need a third digit.
         wide = (rest.abs() > TWO_DIGIT_MAX).any(0).nonzero().flatten()
@@ -182,13 +185,13 @@ def _in_bytes(rows: Tensor, digits: Tensor) -> Tensor:
     pair[:, k:] = torch.sub(rest, high, alpha=BYTE)
     # In place where it can be: fresh memory costs more than the arithmetic.
     # high·high, then high·low + low·high (of which the former weighs double), then low·low.
-    out = torch._int_mm(pair[:, :k], high_weights).double()
-    out = torch._int_mm(pair, digits[: 2 * k]).double().add_(out, alpha=BYTE)
-    out = torch._int_mm(pair[:, k:], low_weights).double().add_(out, alpha=DIGIT)
-    if wide is not None:
+    out = int_mm(pair[:, :k], high_weights).double()
+    out = int_mm(pair, digits[: 2 * k]).double().add_(out, alpha=BYTE)
+    out = int_mm(pair[:, k:], low_weights).double().add_(out, alpha=DIGIT)
+    if wide is not None and top is not None:
         top = top.to(torch.int8)
-        more = torch._int_mm(top, high_weights[wide]).double()
-        more = torch._int_mm(top, low_weights[wide]).double().add_(more, alpha=DIGIT)
+        more = int_mm(top, high_weights[wide]).double()
+        more = int_mm(top, low_weights[wide]).double().add_(more, alpha=DIGIT)
         out.add_(more, alpha=TOP)
     return out
 
@@ -200,9 +203,7 @@ def multiplies_bytes(device: torch.device) -> bool:
     Without VNNI, oneDNN adds pairs of products in 16 bits, which saturate. It can be told by
     environment not to use VNNI; the trial catches what else might keep it from it.
     """
-    # Not in torch's documentation; without it, float64 does.
-    supported = getattr(torch.cpu, "_is_vnni_supported", lambda: False)
-    if device.type != "cpu" or not supported():
+    if device.type != "cpu" or not has_vnni():
         return False
     if {"ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"} & os.environ.keys():
         return False
@@ -214,4 +215,4 @@ def _trial(a: int, b: int) -> bool:
     left = torch.full((64, 2 * TRIAL), a, dtype=torch.int8)[:, :TRIAL]
     right = torch.full((TRIAL, 64), b, dtype=torch.int8)
     left[:, 0], right[0] = 1, 1
-    return bool((torch._int_mm(left, right) == (TRIAL - 1) * a * b + 1).all())
+    return bool((int_mm(left, right) == (TRIAL - 1) * a * b + 1).all())
