@@ -58,13 +58,18 @@ def export(
 def import_(
     checkpoint: Path = typer.Argument(help="A published checkpoint: .pth.tar or .safetensors."),
     target: Path = typer.Argument(help="The .safetensors file to write."),
-    variant: str = typer.Option(help="Which network it holds: base, large, phi or 1b."),
+    variant: str | None = typer.Option(
+        None, help="Which network it holds; found from its tensors if not given."
+    ),
     lmbda: float | None = typer.Option(None, "--lambda", help="The λ it was trained for."),
 ) -> None:
     """Turn a published HPCM checkpoint into a model file."""
-    from hpcm_scale.weights.official import import_published
+    from hpcm_scale.weights.published import import_published
 
-    _say_written(str(checkpoint), import_published(checkpoint, variant, target, lmbda))
+    imported = import_published(checkpoint, variant, target, lmbda)
+    _say_written(str(checkpoint), imported.info)
+    for note in imported.notes:
+        console.print(f"  {note}", highlight=False, markup=False, soft_wrap=True)
 
 
 def _say_written(source: str, written: "ModelInfo", remark: str = "") -> None:

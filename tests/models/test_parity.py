@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from hpcm_scale.models.zoo import build, model_config
-from hpcm_scale.weights.official import to_ours
+from hpcm_scale.weights.published import to_ours
 from tests.models import reference, weights_rule
 
 SHARED = Path(os.environ.get("HPCM_SHARED", Path(__file__).parents[3] / "shared"))

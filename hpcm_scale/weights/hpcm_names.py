@@ -1,33 +1,16 @@
-"""Published HPCM checkpoints: their key names mapped onto this project's modules.
+"""The key names of published HPCM checkpoints.
 
 The published program names the same layers differently in its two generations (Base, Large and Phi
 keep transforms as one list; 1B names every chunk), and lists a scale's adaptors in an order of its
 own: the first step of S2 (and of S3) uses the last adaptor of its list, the second the first, ...
 """
 
-import re
-import zipfile
 from collections.abc import Iterator
-from pathlib import Path
-from pickle import UnpicklingError
-
-import torch
-from safetensors.torch import load_file
-from torch import Tensor
 
 from hpcm_scale.config import HpcmConfig, SharedNetConfig
-from hpcm_scale.errors import CheckpointError, ConfigError
 from hpcm_scale.models.schedule import schedule_named
-from hpcm_scale.models.zoo import build, model_config
-from hpcm_scale.weights.model_file import ModelInfo, save_model
-
-LISTED = 8
-"""Tensors an error names of each kind of fault."""
 
 _CONV = ("weight", "bias")
-
-# What published checkpoints hold beside parameters: constants and tables, which export makes anew.
-_BUFFERS = re.compile(r"scale_table|(quantized_cdf|cdf_length|offset)_[yz]|entropy_estimation\..*")
 
 
 def official_names(config: HpcmConfig) -> dict[str, str]:
@@ -123,89 +106,3 @@ def _adaptors(config: HpcmConfig) -> Iterator[tuple[str, str]]:
             for j in range(depth):
                 yield from _depthwise(f"steps.{step}.adaptor.{j}", f"{theirs}.{j}")
             step += 1
-
-
-def read_published(path: Path | str) -> dict[str, Tensor]:
-    """The parameters of a published checkpoint under their own names, without its coding tables.
-
-    Takes .safetensors, or what torch.load reads with weights_only (.pth, .pth.tar); a state dict
-    itself or under "state_dict" or "model"; with or without DataParallel's "module." prefix.
-
-    Raises:
-        CheckpointError: if it cannot be read or holds no parameters.
-    """
-    try:
-        if Path(path).suffix == ".safetensors":
-            loaded = load_file(path)
-        else:
-            mapped = zipfile.is_zipfile(path)  # torch's older format cannot be
-            loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
-    except (OSError, RuntimeError, ValueError, EOFError, KeyError, UnpicklingError) as error:
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise CheckpointError(f"{path}: cannot be read as a checkpoint ({reason})") from None
-    if isinstance(loaded, dict):
-        loaded = next((loaded[key] for key in ("state_dict", "model") if key in loaded), loaded)
-    state = loaded.items() if isinstance(loaded, dict) else ()
-    tensors = {
-        str(name).removeprefix("module."): tensor
-        for name, tensor in state
-        if isinstance(tensor, Tensor)
-    }
-    parameters = {name: t for name, t in tensors.items() if not _BUFFERS.fullmatch(name)}
-    if not parameters:
-        raise CheckpointError(f"{path}: holds no parameters")
-    return parameters
-
-
-def to_ours(published: dict[str, Tensor], config: HpcmConfig) -> dict[str, Tensor]:
-    """A published checkpoint's parameters under this project's names.
-
-    Raises:
-        CheckpointError: listing what is missing, unknown or of another shape.
-    """
-    names = official_names(config)
-    with torch.device("meta"):
-        shapes = {name: p.shape for name, p in build(config).named_parameters()}
-    wanted = set(names.values())
-    missing = [theirs for theirs in names.values() if theirs not in published]
-    extra = [theirs for theirs in published if theirs not in wanted]
-    misshapen = [
-        f"{theirs} {tuple(published[theirs].shape)} instead of {tuple(shapes[ours])}"
-        for ours, theirs in names.items()
-        if theirs in published and published[theirs].shape != shapes[ours]
-    ]
-    faults = [
-        f"{len(items)} {kind}: {', '.join(items[:LISTED])}" + (", ..." * (len(items) > LISTED))
-        for kind, items in (("missing", missing), ("unknown", extra), ("misshapen", misshapen))
-        if items
-    ]
-    if faults:
-        raise CheckpointError(f"not a checkpoint of {config.name}: {'; '.join(faults)}")
-    return {ours: published[theirs] for ours, theirs in names.items()}
-
-
-def import_published(
-    path: Path | str, variant: str, target: Path | str, lmbda: float | None = None
-) -> ModelInfo:
-    """Write a published checkpoint as a model file of this project.
-
-    Args:
-        variant: base, large, phi or 1b.
-        lmbda: the λ it was trained for, which the checkpoint does not say.
-
-    Raises:
-        ConfigError: for an unknown variant, or one that is not an HPCM.
-        CheckpointError: if the checkpoint cannot be read or is not one of that variant.
-    """
-    if model_config(variant).architecture != "hpcm":
-        raise ConfigError(f"--variant: {variant} was not published; use base, large, phi or 1b")
-    # Published weights were trained with the published program's misplacement.
-    config = model_config(variant, overrides={"hyper_alignment": "official"})
-    try:
-        state = to_ours(read_published(path), config)
-    except CheckpointError as error:
-        message = str(error)
-        prefix = "" if message.startswith(str(path)) else f"{path}: "
-        raise CheckpointError(prefix + message) from None
-    record = {"imported_from": Path(path).name}
-    return save_model(target, state, config, lmbda=lmbda, record=record)
