@@ -9,6 +9,17 @@ JOB_LOST = 76
 class HpcmError(Exception):
     """Something the user can put right: the message names the file or field, value and remedy."""
 
+    on_every_rank = False
+    """Whether all ranks of a job raise it together, so that one of them may speak for all."""
+
+
+def one_line(error: BaseException) -> str:
+    """An error's text without line breaks; that of an OSError names the file."""
+    if isinstance(error, OSError) and error.strerror:
+        where = f"{error.filename}: " if error.filename is not None else ""
+        return " ".join(f"{where}{error.strerror}".split())
+    return " ".join(str(error).split())
+
 
 class ConfigError(HpcmError):
     """A configuration that cannot be used: unknown key, value out of range, misfit parts."""

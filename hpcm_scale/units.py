@@ -1,4 +1,6 @@
-"""Sizes in bytes: constants, parsing and printing."""
+"""Sizes in bytes: constants, parsing, printing, and what this process takes."""
+
+import resource
 
 from pydantic import ByteSize, TypeAdapter, ValidationError
 
@@ -31,3 +33,8 @@ def parse_size(option: str, text: str) -> int:
 def gib(size: float) -> str:
     """`size` bytes, such as "1.50 GiB"."""
     return f"{size / GIB:.2f} GiB"
+
+
+def peak_rss() -> int:
+    """Most memory this process has had resident, in bytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -21,7 +21,7 @@ from hpcm_scale.bench.model import sgemm_rate
 from hpcm_scale.config import DataConfig, ModelChoice, RunConfig, configs_folder
 from hpcm_scale.errors import RunError
 from hpcm_scale.models.complexity import count_flops
-from hpcm_scale.models.zoo import build, model_config
+from hpcm_scale.models.zoo import build, chosen_model, model_config
 from hpcm_scale.planning.memory import rank_memory
 from hpcm_scale.training.zero_layout import ZeroLayout
 from hpcm_scale.units import GIB, MIB
@@ -238,7 +238,7 @@ def bench_train(choice: ModelChoice, batch: int, crop: int, repeats: int, thread
         case("zero3", choice, deepspeed="zero3", batch=batch, crop=crop),
         case("zero3, recomputing", choice, checkpointing=True, batch=batch, crop=crop),
     ]
-    model = model_config(choice.variant, choice.width, choice.depth, choice.overrides)
+    model = chosen_model(choice)
     flops = batch * count_flops(model, crop).train
     torch.set_num_threads(threads)
     times: list[list[float]] = [[] for _ in cases]

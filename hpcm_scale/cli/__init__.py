@@ -1,6 +1,6 @@
 """The program `hpcm-scale`: each verb is a thin call into one folder of the package."""
 
-from hpcm_scale.cli import bench, cluster, coding, data, evaluation, models, runs, scaling
+from hpcm_scale.cli import bench, cluster, coding, data, evaluation, models, runs, scaling, train
 from hpcm_scale.cli.program import app, main
 
 __all__ = [
@@ -14,4 +14,5 @@ __all__ = [
     "models",
     "runs",
     "scaling",
+    "train",
 ]

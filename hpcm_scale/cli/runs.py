@@ -1,6 +1,5 @@
 """Verbs on run folders."""
 
-import json
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -63,21 +62,22 @@ def checkpoints(
     from rich.table import Table
 
     from hpcm_scale.errors import CheckpointError, RunError
+    from hpcm_scale.runs.run_record import RunRecord
     from hpcm_scale.training import checkpoint
-    from hpcm_scale.training import resume as session
+    from hpcm_scale.training.resume import RunLock
 
-    try:
-        config = json.loads((run / "run.json").read_text())["config"]["checkpoint"]
-    except (OSError, ValueError, KeyError) as error:
-        raise RunError(f"{run}: is not a run folder (run.json: {error})") from None
+    if not RunRecord.exists(run):
+        raise RunError(f"{run}: is not a run folder (no run.json)")
+    config = RunRecord.read(run).field("config.checkpoint", dict)
     if prune:
-        held = session.lock(run)  # not while the run itself deletes
+        lock = RunLock(run)
+        lock.acquire()  # not while the run itself deletes
         wrong = checkpoint.damage(checkpoint.at(checkpoint.newest(run)))
         if wrong:
             raise CheckpointError(f"{run}: nothing deleted: the newest checkpoint's {wrong}")
         for gone in checkpoint.prune(run, keep or config["keep"], config["keep_every"]):
             console.print(f"deleted {gone.folder}", highlight=False, soft_wrap=True)
-        held.release()
+        lock.release()
     found = checkpoint.checkpoints(run)
     table = Table("checkpoint", "ranks", "ZeRO", "GB", "written", "state")
     damaged = []

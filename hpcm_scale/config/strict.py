@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, TypeVar, get_args
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -20,6 +20,10 @@ class StrictModel(BaseModel):
     """Unknown keys are errors, values never change after reading."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    if TYPE_CHECKING:  # pydantic makes it for frozen models
+
+        def __hash__(self) -> int: ...
 
     renamed: ClassVar[Mapping[str, str]] = {}
     """Fields by the names they had in version 0.1, which are still read for one version."""

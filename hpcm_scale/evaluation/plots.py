@@ -3,13 +3,11 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from hpcm_scale.evaluation.curves import METRICS, Curve
-from hpcm_scale.files import atomic_path
-from hpcm_scale.plotting import STYLE
+from hpcm_scale.plotting import save_figure, style
 
 MEASURED = ("#1b3a5c", "#c0392b", "#2e7d32", "#e08e0b", "#7b4fa3", "#0f8b8d", "#8c564b", "#d81b60")
 PUBLISHED = ("#555555", "#8a6d00", "#00695c", "#6d4c41", "#455a64", "#9e2a5c")
@@ -33,7 +31,7 @@ def plot(curves: Sequence[Curve], subject: str, folder: Path) -> list[Path]:
         shown = [(curve, rates, values) for curve, rates, values in shown if len(rates)]
         if not shown:
             continue
-        with matplotlib.rc_context(STYLE):
+        with style():
             figure = Figure(figsize=(7.2, 5), layout="constrained")
             axes = figure.subplots()
             counts = {True: 0, False: 0}
@@ -59,12 +57,7 @@ def plot(curves: Sequence[Curve], subject: str, folder: Path) -> list[Path]:
             axes.set_title(subject, loc="left")
             axes.legend(loc="lower right", frameon=False)
             name = "rd-" + metric.removesuffix("_db").replace("_", "-")
-            for suffix in ("png", "svg"):
-                path = folder / f"{name}.{suffix}"
-                metadata = {"Date": None} if suffix == "svg" else None
-                with atomic_path(path) as temporary:
-                    figure.savefig(temporary, dpi=150, metadata=metadata)
-                paths.append(path)
+            paths += save_figure(figure, folder / name)
     return paths
 
 

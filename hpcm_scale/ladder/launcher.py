@@ -16,6 +16,7 @@ from hpcm_scale.config import LadderConfig
 from hpcm_scale.errors import INTERRUPTED
 from hpcm_scale.ladder.process import last_words, start, stop
 from hpcm_scale.ladder.runs import LadderRun, claimed, status, write_outcome
+from hpcm_scale.runs.run_record import RunRecord
 from hpcm_scale.runs.watch import duration
 from hpcm_scale.training import checkpoint
 
@@ -166,7 +167,7 @@ class Launcher:
 
 def begun(run: LadderRun) -> bool:
     """Whether the run has records."""
-    return (run.config.folder / "run.json").exists()
+    return RunRecord.exists(run.config.folder)
 
 
 def trunk_checkpoint(run: LadderRun) -> Path | None:

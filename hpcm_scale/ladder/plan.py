@@ -17,7 +17,8 @@ from hpcm_scale.errors import RunError
 from hpcm_scale.files import atomic_write
 from hpcm_scale.ladder.process import environment, last_words, start
 from hpcm_scale.ladder.runs import LadderRun, flops_of, parameters_of
-from hpcm_scale.runs.watch import Rows, duration
+from hpcm_scale.runs.metrics_log import MetricsLog
+from hpcm_scale.runs.watch import duration
 
 STEPS, MEASURED = 6, 4
 """Steps of a probe, and how many of its last ones are measured: the first allocate."""
@@ -107,7 +108,7 @@ def probe(run: LadderRun, ranks: int, jobs: int) -> Cost:
     with tempfile.TemporaryDirectory(prefix="probe-") as name:
         folder = Path(name)
         changes = {"name": "probe", "out": folder, "steps": STEPS, "crops": None, "flops": None}
-        changes |= {"log_every": 1, "validate_every": STEPS, "profile": None, "hours": None}
+        changes |= {"log_every": 1, "validate_every": STEPS, "profile": None, "max_hours": None}
         changes |= {"checkpoint": CheckpointConfig(every=STEPS)}
         config = run.config.model_copy(update=changes)
         begun = time.monotonic()
@@ -122,11 +123,11 @@ def probe(run: LadderRun, ranks: int, jobs: int) -> Cost:
         if code:
             reason = last_words(folder / "probe.log").removeprefix("train: ")
             raise RunError(f"{run.name}: cannot be measured: {reason}")
-        metrics = Rows(config.folder / "metrics.jsonl")
+        metrics = MetricsLog(config.folder)
         metrics.update()
     train = [row for row in metrics.rows if row["kind"] == "train"]
     val = [row for row in metrics.rows if row["kind"].startswith("val")]
-    step = median(config.batch / row["images_per_second"] for row in train[-MEASURED:])
+    step = median(config.batch / row["crops_per_second"] for row in train[-MEASURED:])
     validation = val[-1]["seconds"] - train[-1]["seconds"]
     rest = max(0.0, wall - STEPS * step - validation)
     return Cost(step, validation, rest, max(row["memory"] for row in train))

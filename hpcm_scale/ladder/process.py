@@ -2,35 +2,17 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
-import psutil
 import torch
 import yaml
 
-import hpcm_scale
 from hpcm_scale.config import RunConfig
 from hpcm_scale.errors import RunError
 from hpcm_scale.files import atomic_write
-
-LAUNCHER = "deepspeed.launcher.runner"
-ROOT = Path(hpcm_scale.__file__).parent.parent
-"""The checkout, or where the package is installed."""
-
-
-def entry() -> Path:
-    """launch/train.py.
-
-    Raises:
-        RunError: if the package was installed without it.
-    """
-    path = ROOT / "launch" / "train.py"
-    if not path.is_file():
-        raise RunError(f"{path}: is missing; ladders are run from a checkout of the repository")
-    return path
 
 
 def command(config: Path, ranks: int, resume: str) -> list[str]:
@@ -38,13 +20,11 @@ def command(config: Path, ranks: int, resume: str) -> list[str]:
 
     One rank is a plain process, spared the ten seconds of DeepSpeed's launcher; more go through it.
     """
-    train = [str(entry()), "--config", str(config), "--resume", resume]
+    python = [sys.executable, "-u", "-m"]
     if ranks == 1:
-        return [sys.executable, "-u", *train]
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    launcher = [sys.executable, "-m", LAUNCHER, "-q"]
-    return [*launcher, "--num_accelerators", str(ranks), "--master_port", str(port), *train]
+        return [*python, "hpcm_scale.training.entry", "--config", str(config), "--resume", resume]
+    options = ["--resume", resume, "--accelerators", str(ranks)]
+    return [*python, "hpcm_scale", "train", str(config), *options]
 
 
 def environment(ranks: int, jobs: int, slot: int) -> dict[str, str]:
@@ -79,7 +59,7 @@ def start(
     slot: int = 0,
     inherit: tuple[int, ...] = (),
 ) -> subprocess.Popen:
-    """Begin to train `config`; notes/NAME.yaml is what is trained, notes/NAME.log what is said.
+    """Start to train `config`; notes/NAME.yaml is what is trained, notes/NAME.log what is said.
 
     Args:
         slot: which of the `jobs` at once.
@@ -103,22 +83,8 @@ def start(
 
 def stop(process: subprocess.Popen) -> None:
     """Tell a run to save and stop; it ends with code 75 once its checkpoint is whole."""
-    try:
-        if LAUNCHER not in process.args:
-            os.kill(process.pid, signal.SIGTERM)
-            return
-        # The launcher would kill its ranks before they have saved: they are told instead.
-        ranks = [
-            child.pid
-            for child in psutil.Process(process.pid).children(recursive=True)
-            if any(part.startswith("--local_rank") for part in child.cmdline())
-        ]
-        for pid in ranks:
-            os.kill(pid, signal.SIGTERM)
-        if not ranks:
-            os.killpg(process.pid, signal.SIGTERM)
-    except (psutil.Error, ProcessLookupError):
-        return  # it ended by itself
+    with suppress(ProcessLookupError):  # it ended by itself
+        os.kill(process.pid, signal.SIGTERM)
 
 
 def last_words(log: Path) -> str:

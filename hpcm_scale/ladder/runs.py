@@ -28,9 +28,12 @@ from hpcm_scale.errors import RunError
 from hpcm_scale.files import atomic_write
 from hpcm_scale.models.complexity import count_flops, count_parameters
 from hpcm_scale.models.zoo import build, model_config
-from hpcm_scale.runs.watch import Rows, WatchedRun
+from hpcm_scale.runs.metrics_log import FILE as METRICS
+from hpcm_scale.runs.metrics_log import MetricsLog
+from hpcm_scale.runs.resume_rules import first_difference
+from hpcm_scale.runs.run_record import FILE, RunRecord
+from hpcm_scale.runs.watch import WatchedRun
 from hpcm_scale.training import checkpoint
-from hpcm_scale.training.resume import IMMUTABLE_DATA_FIELDS, IMMUTABLE_FIELDS
 
 State = Literal["waiting", "running", "done", "failed", "stopped"]
 TRAIN_ROWS = 100
@@ -49,8 +52,8 @@ class LadderRun:
     """The run from whose checkpoint this one goes on."""
     branch_step: int = 0
     """The step of that checkpoint."""
-    arm: str | None = None
-    """The arm it belongs to: "" is the unchanged size; None where the ladder compares none."""
+    ablation: str | None = None
+    """The ablation it belongs to: "" is the unchanged size; None where the ladder compares none."""
 
     @property
     def name(self) -> str:
@@ -105,40 +108,40 @@ def ladder_runs(ladder: LadderConfig) -> list[LadderRun]:
         lmbda: float,
         seed: int,
         of: Sequence[float],
-        arm: str = "",
+        ablation: str = "",
         compared: bool = False,
     ) -> None:
-        group = [_run(ladder, size, lmbda, seed, arm, length) for length in of]
+        group = [_run(ladder, size, lmbda, seed, ablation, length) for length in of]
         constant = group[-1].config.optimizer.schedule == "constant"
         if ladder.branch and constant and len(group) > 1:
             group = _branched(group)
         for run in reversed(group):
             runs.setdefault(run.name, run)
         if compared:
-            runs[group[-1].name] = replace(runs[group[-1].name], arm=arm)
+            runs[group[-1].name] = replace(runs[group[-1].name], ablation=ablation)
 
     for size in ladder.sizes:
         for lmbda in ladder.lambdas:
             for seed in size.seeds or ladder.seeds:
                 add(size, lmbda, seed, lengths)
-    if ablations := ladder.ablations:
-        for arm in ("", *ablations.changes):
+    if (ablations := ladder.ablations) and (size := ladder.size_of_ablations):
+        for ablation in ("", *ablations.changes):
             for seed in ablations.seeds:
                 lmbda = ablations.lmbda or ladder.lambdas[0]
-                add(ladder.size_of_ablations, lmbda, seed, lengths[-1:], arm, compared=True)
+                add(size, lmbda, seed, lengths[-1:], ablation, compared=True)
     return list(runs.values())
 
 
 def run_name(
-    ladder: LadderConfig, size: SizeConfig, lmbda: float, seed: int, arm: str, length: float
+    ladder: LadderConfig, size: SizeConfig, lmbda: float, seed: int, ablation: str, length: float
 ) -> str:
-    """Such as w0.125-s1; with λ, arm and length where the ladder has several."""
+    """Such as w0.125-s1; with λ, ablation and length where the ladder has several."""
     several = len(ladder.crops or ladder.flops or ()) > 1
     unit = "i" if ladder.crops else "f"
     parts = [
         size.label,
         f"l{lmbda:g}" if len(ladder.lambdas) > 1 else "",
-        arm,
+        ablation,
         f"{unit}{length:g}" if several else "",
         f"s{seed}",
     ]
@@ -146,16 +149,17 @@ def run_name(
 
 
 def _run(
-    ladder: LadderConfig, size: SizeConfig, lmbda: float, seed: int, arm: str, length: float
+    ladder: LadderConfig, size: SizeConfig, lmbda: float, seed: int, ablation: str, length: float
 ) -> LadderRun:
     choice = ModelChoice(variant=ladder.variant, width=size.width, depth=size.depth)
     lr = size.lr
     if lr is None:
+        assert ladder.rate is not None  # LadderConfig asks for one where a size has no lr
         by_width = ladder.rate.by == "width"
         value = size.width if by_width else parameters_of(model_of(choice))["total"]
         lr = ladder.rate.rate(value)
-    changes = ladder.ablations.changes[arm] if arm else None
-    name = run_name(ladder, size, lmbda, seed, arm, length)
+    changes = ladder.ablations.changes[ablation] if ablation and ladder.ablations else None
+    name = run_name(ladder, size, lmbda, seed, ablation, length)
     config = ladder.run_config(
         name, size, lmbda=lmbda, seed=seed, lr=lr, length=length, changes=changes
     )
@@ -228,7 +232,7 @@ def status(run: LadderRun) -> Status:
         RunError: if its records cannot be read.
     """
     folder = run.config.folder
-    rows = WatchedRun(folder) if (folder / "run.json").exists() else None
+    rows = WatchedRun(folder) if RunRecord.exists(folder) else None
     if held(run):
         return Status("running", rows=rows)
     if rows is None:
@@ -248,19 +252,10 @@ def status(run: LadderRun) -> Status:
 
 def _difference(run: LadderRun, rows: WatchedRun) -> str:
     """How the run in the folder differs from the ladder's: to go on, or to count it, would lie."""
-    before = json.loads((rows.folder / "run.json").read_text())["config"]
-    now = run.config.model_dump(mode="json")
-    # Fields that a later version of the package added are at their defaults.
-    pairs = [(name, before[name], now[name]) for name in IMMUTABLE_FIELDS if name in before]
-    data = before.get("data", {})
-    pairs += [(f"data.{k}", data[k], now["data"][k]) for k in IMMUTABLE_DATA_FIELDS if k in data]
-    for name, old, new in pairs:
-        if isinstance(old, dict):
-            changed = [key for key in old if key in new and old[key] != new[key]]
-            if changed:
-                name, old, new = f"{name}.{changed[0]}", old[changed[0]], new[changed[0]]
-        if old != new and not isinstance(old, dict):
-            return f"{name}: {rows.folder} was begun with {old}, the ladder says {new}; move it"
+    before = RunRecord.read(rows.folder).field("config", dict)
+    if different := first_difference(run.config, before):
+        name, old, new = different
+        return f"{name}: {rows.folder} was started with {old}, the ladder says {new}; move it"
     if rows.steps != run.steps:
         return f"steps: {rows.folder} is of {rows.steps}, the ladder says {run.steps}; move it"
     return ""
@@ -337,11 +332,11 @@ def copy_records(runs: Sequence[LadderRun], target: Path) -> tuple[list[Path], l
             left.append(run.name)
             continue
         folder = target / run.name
-        rows = Rows(run.config.folder / "metrics.jsonl")
-        rows.update()
-        lines = "".join(json.dumps(row) + "\n" for row in thinned(rows.rows))
-        atomic_write(folder / "run.json", (run.config.folder / "run.json").read_text())
-        atomic_write(folder / "metrics.jsonl", lines)
+        log = MetricsLog(run.config.folder)
+        log.update()
+        lines = "".join(json.dumps(row) + "\n" for row in thinned(log.rows))
+        atomic_write(folder / FILE, (run.config.folder / FILE).read_text())
+        atomic_write(folder / METRICS, lines)
         written.append(folder)
     return written, left
 

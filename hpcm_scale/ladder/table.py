@@ -1,4 +1,4 @@
-"""Where the runs of a ladder stand, and how its arms compare, as tables."""
+"""Where the runs of a ladder stand, and how its ablations compare, as tables."""
 
 import math
 from collections import Counter
@@ -14,6 +14,7 @@ from scipy import stats
 from hpcm_scale.errors import RunError
 from hpcm_scale.ladder.runs import LadderRun, status
 from hpcm_scale.runs.records import Run, read_run
+from hpcm_scale.runs.run_record import RunRecord
 from hpcm_scale.runs.watch import duration
 
 STYLES = {"done": "green", "running": "bold", "failed": "bold red", "stopped": "yellow"}
@@ -59,7 +60,7 @@ def _number(value: float | None) -> str:
 def compared(
     runs: Sequence[LadderRun], folder: Path | None = None, confidence: float = 0.95
 ) -> Table:
-    """The arms of a ladder against the size they change, paired by seed.
+    """The ablations of a ladder against the size they change, paired by seed.
 
     Runs of one seed share initial weights where they can, the order of samples, crops and noise:
     the difference within a seed varies less than the losses do. Its interval is Student's.
@@ -68,40 +69,42 @@ def compared(
         folder: of copied records; the ladder's own runs if not given.
 
     Raises:
-        RunError: if the ladder has no arms, or the unchanged size has no finished run.
+        RunError: if the ladder has no ablations, or the unchanged size has no finished run.
     """
     final: dict[str, dict[int, Run]] = {}
     unfinished = []
     for run in runs:
-        if run.arm is None:
+        if run.ablation is None:
             continue
         place = run.config.folder if folder is None else folder / run.name
-        done = status(run).state == "done" if folder is None else (place / "run.json").exists()
+        done = status(run).state == "done" if folder is None else RunRecord.exists(place)
         if done:
-            final.setdefault(run.arm, {})[run.config.seed] = read_run(place)
+            final.setdefault(run.ablation, {})[run.config.seed] = read_run(place)
         else:
             unfinished.append(run.name)
     if "" not in final:
-        raise RunError("arms: no finished run of the unchanged size (or the ladder has no arms)")
+        raise RunError(
+            "ablations: no finished run of the unchanged size (or the ladder has no ablations)"
+        )
     base = final.pop("")
     shown = Table(header_style="bold", box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
-    shown.add_column("arm")
+    shown.add_column("ablation")
     for column in ("seeds", "parameters", "GFLOPs/crop", "loss", "bpp", "PSNR", "difference"):
         shown.add_column(column, justify="right", no_wrap=True)
     shown.add_column(f"{confidence:.0%} interval", justify="right", no_wrap=True)
-    for arm, by_seed in ({"": base} | final).items():
+    for ablation, by_seed in ({"": base} | final).items():
         every = list(by_seed.values())
-        seeds = sorted(set(by_seed) & set(base)) if arm else []
+        seeds = sorted(set(by_seed) & set(base)) if ablation else []
         low, mean, high = difference(
             [by_seed[s].final["loss"] for s in seeds],
             [base[s].final["loss"] for s in seeds],
             confidence,
         )
         shown.add_row(
-            arm or "unchanged",
+            ablation or "unchanged",
             str(len(every)),
             f"{every[0].parameters['total'] / 1e6:.3f} M",
-            f"{every[0].train_flops_per_image / 1e9:.2f}",
+            f"{every[0].train_flops_per_crop / 1e9:.2f}",
             f"{np.mean([run.final['loss'] for run in every]):.4f}",
             f"{np.mean([run.final['bpp'] for run in every]):.4f}",
             f"{np.mean([run.final_psnr for run in every]):.2f}",

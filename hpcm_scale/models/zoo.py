@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from hpcm_scale.config import ModelConfig, configs_folder, parse_model, read_yaml
+from hpcm_scale.config import ModelChoice, ModelConfig, configs_folder, parse_model, read_yaml
 from hpcm_scale.errors import ConfigError
 from hpcm_scale.models.baselines.charm import Charm
 from hpcm_scale.models.baselines.dcvc_dc import DcvcDcIntra
@@ -51,6 +51,15 @@ def model_config(
         values = config.model_dump() | {"published": None} | overrides
         config = parse_model(values, f"{path} with overrides")
     return config
+
+
+def chosen_model(choice: ModelChoice) -> ModelConfig:
+    """The configuration that a run chooses.
+
+    Raises:
+        ConfigError: as `model_config`.
+    """
+    return model_config(choice.variant, choice.width, choice.depth, choice.overrides)
 
 
 def scale_config(config: ModelConfig, width: float, depth: float = 1.0) -> ModelConfig:

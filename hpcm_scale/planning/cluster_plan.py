@@ -151,7 +151,7 @@ class ClusterPlan:
             state = memory.parameters + memory.gradients + memory.optimizer + memory.ema
             cells = [
                 o.deepspeed,
-                {False: "none", True: "all"}.get(o.checkpointing, f"1 in {o.checkpointing}"),
+                _recomputed(o.checkpointing),
                 str(o.micro_batch),
                 *(
                     f"{size / GIB:.1f}"
@@ -305,3 +305,10 @@ def _offload_seconds(spread: ZeroLayout, count: int, cluster: Cluster, accumulat
     if spread.parameters_on == "nvme":
         seconds += (2 * accumulation + 1) * BF16 * share * cluster.accelerators / cluster.disk
     return seconds
+
+
+def _recomputed(checkpointing: bool | int) -> str:
+    """How a table calls a setting of checkpoint_activations."""
+    if checkpointing is True or checkpointing is False:
+        return "all" if checkpointing else "none"
+    return f"1 in {checkpointing}"

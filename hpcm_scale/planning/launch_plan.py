@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 import torch
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -14,11 +15,13 @@ from rich.table import Table
 from hpcm_scale.config import ModelConfig, RunConfig
 from hpcm_scale.data.order import require_divisor
 from hpcm_scale.data.stream import TrainStream, read_images
-from hpcm_scale.errors import ConfigError, RunError
+from hpcm_scale.errors import RunError
 from hpcm_scale.models.complexity import count_flops, count_parameters
-from hpcm_scale.models.zoo import build, model_config
+from hpcm_scale.models.zoo import build, chosen_model
 from hpcm_scale.planning.memory import FP32, Memory, rank_memory
+from hpcm_scale.runs.run_record import RunRecord
 from hpcm_scale.training.engine import deepspeed_config
+from hpcm_scale.training.prepare import check_crop
 from hpcm_scale.training.zero_layout import ZeroLayout
 from hpcm_scale.units import gib
 
@@ -123,37 +126,29 @@ class LaunchPlan:
         return table
 
 
-def launch_plan(
-    run: RunConfig, world_size: int, local_ranks: int | None = None, resume: bool = False
-) -> LaunchPlan:
+def launch_plan(run: RunConfig, world_size: int, resume: bool = False) -> LaunchPlan:
     """Check that a run can start, and work out what it will need.
 
     Args:
         world_size: ranks of the job.
-        local_ranks: those on this host; the launcher's word, else all.
         resume: whether it goes on in a folder that holds it.
 
     Raises:
         HpcmError: naming the field and a remedy, if configuration, data, disk or memory do not do.
     """
-    choice = run.model
-    model = model_config(choice.variant, choice.width, choice.depth, choice.overrides)
+    model = chosen_model(run.model)
+    check_crop(run, model)
     with torch.device("meta"):
         network = build(model)
-    if run.data.crop % network.image_multiple:
-        raise ConfigError(
-            f"data.crop: {run.data.crop} is not a multiple of {network.image_multiple}, "
-            f"which the grids and attention windows of {model.name} need"
-        )
     config = deepspeed_config(run, world_size)
     samples = _check_data(run, world_size)
-    if not resume and (run.folder / "run.json").exists():
+    if not resume and RunRecord.exists(run.folder):
         raise RunError(f"{run.folder}: already holds a run; choose another `name` or `out`")
     spread = ZeroLayout.read(config)
     bf16 = config["bf16"]["enabled"]
     flops = count_flops(model, run.data.crop).train
     parameters = count_parameters(network)
-    local = local_ranks or min(world_size, int(os.environ.get("LOCAL_SIZE") or world_size))
+    local = min(world_size, int(os.environ.get("LOCAL_SIZE") or world_size))
     device = "cuda" if torch.accelerator.is_available() else "cpu"
 
     def memory(checkpointing: bool | int) -> Memory:
@@ -263,10 +258,7 @@ def available_memory() -> int:
     """Bytes free on this rank's accelerator, or in this host."""
     if torch.cuda.is_available():
         return torch.cuda.mem_get_info()[0]
-    for line in Path("/proc/meminfo").read_text().splitlines():
-        if line.startswith("MemAvailable"):
-            host = int(line.split()[1]) * 1024
-            break
+    host = psutil.virtual_memory().available
     limit = Path("/sys/fs/cgroup/memory.max")
     if limit.is_file() and (text := limit.read_text().strip()).isdigit():
         used = int(Path("/sys/fs/cgroup/memory.current").read_text())

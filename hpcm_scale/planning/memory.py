@@ -82,6 +82,7 @@ class StorageTracker(TorchDispatchMode):
 
     def keep_gradient(self, parameter: Tensor) -> None:
         """A parameter has got its gradient, which is kept: an account of its own."""
+        assert parameter.grad is not None  # the hook comes after it
         size = parameter.grad.untyped_storage().nbytes()
         self.live[size >= self.boundary] -= size
         self.gradients += size

@@ -1,6 +1,5 @@
 """Run folders in, plain arrays out: the only files read are run.json and metrics.jsonl."""
 
-import json
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -10,10 +9,13 @@ from typing import Any, Literal
 import numpy as np
 
 from hpcm_scale.errors import RunError
+from hpcm_scale.runs.metrics_log import FILE as METRICS
+from hpcm_scale.runs.metrics_log import MetricsLog
+from hpcm_scale.runs.run_record import FILE, RunRecord, checked_field
 
 SizePart = Literal["total", "transform", "hyper", "context"]
 SIZE_PARTS: tuple[SizePart, ...] = ("total", "transform", "hyper", "context")
-CURVE_FIELDS = ("step", "images", "flops", "loss", "bpp", "mse")
+CURVE_FIELDS = ("step", "crops", "flops", "loss", "bpp", "mse")
 
 # Two runs that differ in one of these are not two sizes of one family.
 FAMILY_FIELDS = ("architecture", "schedule", "hierarchical", "hyper_alignment", "fusion")
@@ -32,11 +34,11 @@ class Run:
     """Values of FAMILY_FIELDS in the network's config, "" where it has none."""
     parameters: dict[str, int]
     """Parameters in all and by part: SIZE_PARTS."""
-    train_flops_per_image: float
+    train_flops_per_crop: float
     """Counted FLOPs of one training crop, forward and backward."""
     curve: dict[str, np.ndarray]
     """Validation rows by field (CURVE_FIELDS), each (rows,) float64, steps increasing.
-    images are training crops seen; flops are counted training FLOPs spent; mse is on [0, 1]."""
+    crops are training crops seen; flops are counted training FLOPs spent; mse is on [0, 1]."""
     config: dict[str, Any]
     """The resolved configuration, flat: dotted key -> value."""
     git_commit: str
@@ -63,27 +65,6 @@ class Records:
     skipped: tuple[str, ...]
 
 
-def _field(values: Any, path: Path, dotted: str, kind: type | tuple[type, ...]) -> Any:
-    for key in dotted.split("."):
-        if not isinstance(values, dict) or key not in values:
-            raise RunError(f"{path}: {dotted}: is missing (was the run made by launch/train.py?)")
-        values = values[key]
-    if not isinstance(values, kind) or isinstance(values, bool):
-        raise RunError(f"{path}: {dotted}: {values!r} is not a {_kind_name(kind)}")
-    return values
-
-
-def _kind_name(kind: type | tuple[type, ...]) -> str:
-    return {str: "text", dict: "mapping", int: "whole number"}.get(kind, "number")
-
-
-def _positive(values: Any, path: Path, dotted: str) -> float:
-    number = float(_field(values, path, dotted, (int, float)))
-    if not (math.isfinite(number) and number > 0):
-        raise RunError(f"{path}: {dotted}: {number} is not above 0")
-    return number
-
-
 def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for key, value in values.items():
         if isinstance(value, dict):
@@ -92,40 +73,31 @@ def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]
             yield f"{prefix}{key}", value
 
 
-def _lines(path: Path) -> list[str]:
-    try:
-        return path.read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise RunError(f"{path}: cannot be read ({error})") from None
-
-
-def _validation_rows(path: Path) -> tuple[list[dict[str, float]], list[str]]:
+def _validation_rows(folder: Path) -> tuple[list[dict[str, float]], list[str]]:
+    log = MetricsLog(folder)
+    log.update()
+    if not log.path.exists():
+        raise RunError(f"{log.path}: is missing")
+    notes = []
+    if log.torn:
+        # A crash can cut only the line being written: no newline after it.
+        notes.append(f"{log.path}: last line is torn (crashed while writing); left out")
     rows: list[dict[str, float]] = []
-    notes: list[str] = []
     rewritten = 0
-    lines = _lines(path)
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
+    for number, row in enumerate(log.rows, start=1):
+        if row["kind"] != "val":
             continue
-        try:
-            row = json.loads(line)
-        except ValueError:
-            # A crash can cut only the line being written: no newline after it.
-            if number == len(lines):
-                notes.append(f"{path}: last line is torn (crashed while writing); left out")
-                break
-            raise RunError(f"{path}: line {number} is not JSON") from None
-        where = Path(f"{path}:{number}")
-        if _field(row, where, "kind", str) != "val":
-            continue
-        values = {f: float(_field(row, where, f, (int, float))) for f in CURVE_FIELDS}
+        where = f"{log.path}:{number}"
+        values = {f: float(checked_field(row, where, f, (int, float))) for f in CURVE_FIELDS}
         # A resumed run starts again from its checkpoint: what it wrote past that is superseded.
         while rows and rows[-1]["step"] >= values["step"]:
             rows.pop()
             rewritten += 1
         rows.append(values)
     if rewritten:
-        notes.append(f"{path}: {rewritten} validation rows written again after a resume; last kept")
+        notes.append(
+            f"{log.path}: {rewritten} validation rows written again after a resume; last kept"
+        )
     return rows, notes
 
 
@@ -137,21 +109,13 @@ def read_run(folder: Path | str) -> Run:
             lacks a field, if there is no validation row yet, or if the last is not finite.
     """
     folder = Path(folder)
-    path = folder / "run.json"
-    try:
-        record = json.loads("\n".join(_lines(path)))
-    except ValueError as error:
-        raise RunError(f"{path}: is not JSON ({error})") from None
-    parameters = {}
-    for part in SIZE_PARTS:
-        parameters[part] = int(_field(record, path, f"parameters.{part}", int))
-        if part == "total" and parameters[part] <= 0:
-            raise RunError(f"{path}: parameters.total: {parameters[part]} is not above 0")
+    record = RunRecord.read(folder)
+    parameters = {part: int(record.field(f"parameters.{part}", int)) for part in SIZE_PARTS}
+    record.positive("parameters.total")
     # The network as built; config.model has the dials and overrides that led to it.
-    where = "model" if "model" in record else "config.model"
-    model = _field(record, path, where, dict)
-    metrics = folder / "metrics.jsonl"
-    rows, notes = _validation_rows(metrics)
+    model = record.field("model" if "model" in record.values else "config.model", dict)
+    metrics = folder / METRICS
+    rows, notes = _validation_rows(folder)
     if not rows:
         raise UnfinishedRun(f"{metrics}: no validation row yet")
     bad = [f for f in ("loss", "bpp", "mse") if not math.isfinite(rows[-1][f])]
@@ -163,18 +127,18 @@ def read_run(folder: Path | str) -> Run:
     if not rows:
         raise UnfinishedRun(f"{metrics}: no validation row after the first step")
     return Run(
-        name=str(_field(record, path, "name", str)),
+        name=record.name,
         folder=folder,
-        lmbda=_positive(record, path, "config.loss.lmbda"),
-        distortion=str(_field(record, path, "config.loss.distortion", str)),
-        seed=int(_field(record, path, "config.seed", int)),
+        lmbda=record.positive("config.loss.lmbda"),
+        distortion=str(record.field("config.loss.distortion", str)),
+        seed=int(record.field("config.seed", int)),
         family=tuple(str(model.get(field, "")) for field in FAMILY_FIELDS),
         parameters=parameters,
-        train_flops_per_image=_positive(record, path, "flops_per_image.train"),
+        train_flops_per_crop=record.positive("flops_per_image.train"),
         curve={f: np.array([r[f] for r in rows]) for f in CURVE_FIELDS},
-        config=dict(_flat(record["config"])),
-        git_commit=str(record.get("git_commit", "")),
-        started=str(record.get("started", "")),
+        config=dict(_flat(record.field("config", dict))),
+        git_commit=str(record.values.get("git_commit", "")),
+        started=str(record.values.get("started", "")),
         notes=tuple(notes),
     )
 
@@ -191,9 +155,9 @@ def run_folders(paths: Iterable[Path | str]) -> list[Path]:
     """
     found: dict[Path, Path] = {}
     for path in map(Path, paths):
-        inside = [path] if (path / "run.json").exists() else []
+        inside = [path] if RunRecord.exists(path) else []
         if not inside and path.is_dir():
-            inside = sorted(p.parent for p in path.glob("*/run.json"))
+            inside = sorted(p.parent for p in path.glob(f"*/{FILE}"))
         if not inside:
             what = "holds no run.json, nor do its folders" if path.is_dir() else "does not exist"
             raise RunError(f"{path}: {what}; give run folders, or a folder of them")

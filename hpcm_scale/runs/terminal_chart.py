@@ -41,8 +41,8 @@ def chart(series: Sequence[Series], width: int, height: int, log: bool, x_label:
     labels = {}
     rows = height - 2
     for value in y_ticks:
-        place = (y_high - (math.log(value) if log else value)) / (y_high - y_low)
-        labels[min(rows - 1, int(place * rows))] = short(value)
+        share = (y_high - (math.log(value) if log else value)) / (y_high - y_low)
+        labels[min(rows - 1, int(share * rows))] = short(value)
     margin = max(map(len, labels.values()), default=1) + 1
     columns = max(8, width - margin - 1)
     dots = np.zeros((4 * rows, 2 * columns), bool)

@@ -4,11 +4,9 @@ Read are run.json and metrics.jsonl alone, the latter from where it was read to 
 needs torch.
 """
 
-import json
 import math
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +16,16 @@ from rich.table import Table
 from rich.text import Text
 
 from hpcm_scale.errors import RunError
-from hpcm_scale.files import atomic_path
+from hpcm_scale.plotting import save_figure, style
+from hpcm_scale.runs.metrics_log import MetricsLog
 from hpcm_scale.runs.records import run_folders
+from hpcm_scale.runs.run_record import RunRecord
 from hpcm_scale.runs.terminal_chart import MARK, Series, chart
 
 COLOURS = ("#4c9be8", "#f28e2b", "#59a14f", "#e15759", "#b07aa1", "#76b7b2", "#d4a72c", "#9c755f")
 X_LABELS = {
     "step": "optimizer steps",
-    "images": "training crops seen",
+    "crops": "training crops seen",
     "flops": "counted training FLOPs",
     "seconds": "minutes",
 }
@@ -36,44 +36,6 @@ WIDE = 20.0
 """Largest over smallest value from which the metric is drawn by its logarithm."""
 
 
-@dataclass
-class Rows:
-    """The rows of a metrics.jsonl that is being written."""
-
-    path: Path
-    rows: list[dict[str, Any]] = field(default_factory=list)
-    _place: tuple[int, int] = (0, 0)
-    """The file's number on its disk and how many bytes of it have been read."""
-
-    def update(self) -> None:
-        """Read what has been added, up to the last whole line.
-
-        Raises:
-            RunError: if a line is not a row.
-        """
-        try:
-            with open(self.path, "rb") as file:
-                status = self.path.stat()
-                inode, offset = self._place
-                # A resumed run drops the rows past its checkpoint by writing the file anew.
-                if inode != status.st_ino or status.st_size < offset:
-                    self.rows, offset = [], 0
-                file.seek(offset)
-                new = file.read()
-        except FileNotFoundError:
-            return
-        end = new.rfind(b"\n") + 1
-        for line in new[:end].splitlines():
-            try:
-                row = json.loads(line)
-                row["kind"], row["step"] = str(row["kind"]), int(row["step"])
-            except (ValueError, KeyError, TypeError) as error:
-                reason = f"{type(error).__name__}: {error}"
-                raise RunError(f"{self.path}: is not lines of metrics ({reason})") from None
-            self.rows.append(row)
-        self._place = (status.st_ino, offset + end)
-
-
 class WatchedRun:
     """One run: what it is, and its rows as far as they have been written.
 
@@ -82,18 +44,10 @@ class WatchedRun:
     """
 
     def __init__(self, folder: Path) -> None:
-        path = folder / "run.json"
-        try:
-            record = json.loads(path.read_text())
-            config = record["config"]
-            self.name = str(record["name"])
-            self.batch = int(config["batch"])
-            self.steps = _total_steps(config, record["flops_per_image"]["train"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            reason = f"{type(error).__name__}: {error}"
-            raise RunError(f"{path}: is not the record of a run ({reason})") from None
+        record = RunRecord.read(folder)
+        self.name, self.batch, self.steps = record.name, record.batch, record.total_steps
         self.folder = folder
-        self._metrics = Rows(folder / "metrics.jsonl")
+        self._metrics = MetricsLog(folder)
         self.update()
 
     def update(self) -> None:
@@ -144,7 +98,7 @@ class WatchedRun:
 
     def left(self) -> float | None:
         """Seconds it still needs at its last pace."""
-        pace = next((row.get("images_per_second") for row in reversed(self.rows("train"))), None)
+        pace = next((row.get("crops_per_second") for row in reversed(self.rows("train"))), None)
         return (self.steps - self.done) * self.batch / pace if pace else None
 
 
@@ -202,7 +156,7 @@ def table(runs: Sequence[WatchedRun], now: float | None = None) -> Table:
     now = time.time() if now is None else now
     shown = Table(header_style="bold", box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     optional = [k for k in ("skipped", "spikes") if any(r.get(k) for w in runs for r in _last(w))]
-    columns = ("step", "loss", "bpp", "PSNR", "val", "img/s", "left", *optional, "last row")
+    columns = ("step", "loss", "bpp", "PSNR", "val", "crops/s", "left", *optional, "last row")
     shown.add_column("run", overflow="fold", min_width=10)
     for column in columns:
         shown.add_column(column, justify="right", no_wrap=True)
@@ -227,7 +181,7 @@ def table(runs: Sequence[WatchedRun], now: float | None = None) -> Table:
             _number(train, "bpp", ".3f"),
             _number(train, "psnr", ".2f"),
             _number(val, "loss", ".4g"),
-            _number(train, "images_per_second", ".1f"),
+            _number(train, "crops_per_second", ".1f"),
             "–" if left is None or run.finished else duration(left),
             *(_number(train, key, ".0f") for key in optional),
             state,
@@ -244,12 +198,9 @@ def save_chart(runs: Sequence[WatchedRun], x: str, metric: str, path: Path) -> N
     if path.suffix not in (".png", ".svg"):
         raise RunError(f"--output: {path} ends in neither .png nor .svg")
     drawn = series(runs, x, metric)
-    from matplotlib import rc_context  # here: the terminal does not wait for it
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure  # here: the terminal does not wait for it
 
-    from hpcm_scale.plotting import STYLE
-
-    with rc_context(STYLE):
+    with style():
         figure = Figure(figsize=(8, 5), layout="constrained")
         axes = figure.add_subplot()
         for s in drawn:
@@ -264,8 +215,7 @@ def save_chart(runs: Sequence[WatchedRun], x: str, metric: str, path: Path) -> N
             title="thin: training, dots: validation",
         )
         axes.legend()
-        with atomic_path(path) as temporary:
-            figure.savefig(temporary, dpi=150)
+    save_figure(figure, path.with_suffix(""), [path.suffix])
 
 
 def duration(seconds: float) -> str:
@@ -288,12 +238,3 @@ def _last(run: WatchedRun) -> list[dict[str, Any]]:
 def _number(row: dict[str, Any], key: str, form: str) -> str:
     value = row.get(key)
     return format(value, form) if isinstance(value, int | float) else "–"
-
-
-def _total_steps(config: dict[str, Any], flops_per_image: float) -> int:
-    """Steps of the whole run, by the one of its lengths that is given."""
-    if config.get("steps") is not None:
-        return int(config["steps"])
-    images = config.get("images")
-    images = images if images is not None else config["flops"] / flops_per_image
-    return max(1, math.ceil(images / config["batch"]))

@@ -41,7 +41,7 @@ def equal_images(runs: Sequence[Run], part: SizePart) -> Design:
 
     Failing three sizes at any one number, each size's longest runs, with a caution.
     """
-    n, images = sizes_of(runs, part), np.array([r.curve["images"][-1] for r in runs])
+    n, images = sizes_of(runs, part), np.array([r.curve["crops"][-1] for r in runs])
     chosen, cautions = np.zeros(len(runs), bool), []
     for amount in np.unique(images)[::-1]:
         near = np.abs(images / amount - 1) <= 0.01
@@ -65,7 +65,7 @@ def equal_images(runs: Sequence[Run], part: SizePart) -> Design:
 
 def _thinned(run: Run) -> list[int]:
     """Rows past warm-up, evenly spaced in log images, the last always among them."""
-    images = run.curve["images"]
+    images = run.curve["crops"]
     wanted = np.geomspace(SETTLED * images[-1], images[-1], ROWS_PER_RUN)
     settled = np.flatnonzero(images >= SETTLED * images[-1])
     return sorted({int(settled[np.abs(np.log(images[settled] / w)).argmin()]) for w in wanted})
@@ -79,7 +79,7 @@ MID_SCHEDULE = (
 
 def size_and_images(runs: Sequence[Run], part: SizePart) -> Design:
     """Points for L(N, D): last rows where runs of several lengths exist, else checkpoints too."""
-    n, images = sizes_of(runs, part), np.array([r.curve["images"][-1] for r in runs])
+    n, images = sizes_of(runs, part), np.array([r.curve["crops"][-1] for r in runs])
     lengths = len(np.unique(np.round(np.log(images) / 0.02)))
     if lengths >= 3 and len(set(n)) >= 3 and len(runs) >= 6:
         rows = [(r, len(r.curve["loss"]) - 1) for r in runs]
@@ -89,7 +89,7 @@ def size_and_images(runs: Sequence[Run], part: SizePart) -> Design:
         kept = _thinned(run)
         rows += [(run, i) for i in kept]
         labels += [label] * len(kept)
-    x = np.array([[r.parameters[part], r.curve["images"][i]] for r, i in rows], float).T
+    x = np.array([[r.parameters[part], r.curve["crops"][i]] for r, i in rows], float).T
     return Design(x, rows, np.array(labels), [MID_SCHEDULE])
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from hpcm_scale import __version__
 from hpcm_scale.runs.records import Run
-from hpcm_scale.scaling import report_text as wording
+from hpcm_scale.scaling import report_text
 from hpcm_scale.scaling.fit_results import Family, Settings, Study
 
 CAPTIONS = {
@@ -52,7 +52,7 @@ def render(study: Study, pictures: Sequence[Sequence[tuple[str, Path]]]) -> str:
         body.append(_list("Records", study.notes, "cautions"))
     for family, shown in zip(study.families, pictures, strict=True):
         body += _family(family, shown, study.settings)
-    if across := wording.across_lambdas(study.curves):
+    if across := report_text.across_lambdas(study.curves):
         body.append(_list("Across λ", across, "across"))
     body.append("<h2>How to read this</h2>")
     body += [_paragraph(text) for text in _method(study.settings)]
@@ -96,19 +96,19 @@ def _table(heads: Sequence[str], rows: Iterable[Sequence[str]], mark_first: bool
 
 
 def _family(family: Family, pictures: Sequence[tuple[str, Path]], settings: Settings) -> list[str]:
-    out = [f"<h2>{escape(wording.heading(family, settings))}</h2>"]
-    if cautions := wording.gathered_cautions(family):
+    out = [f"<h2>{escape(report_text.heading(family, settings))}</h2>"]
+    if cautions := report_text.gathered_cautions(family):
         out.append(_list("Before believing the numbers", cautions, "cautions"))
-    if refused := wording.refusals(family):
+    if refused := report_text.refusals(family):
         out.append(_list("Not fitted", refused, "refusals"))
     fitted = [law for law in family.laws if law.fit is not None]
     if fitted:
         out.append("<h3>The laws</h3>")
-        rows = [row for law in fitted for row in wording.rows(law)]
-        out.append(_table(wording.ROW_HEADS, rows, mark_first=True))
-    if note := wording.foot(family):
+        rows = [row for law in fitted for row in report_text.rows(law)]
+        out.append(_table(report_text.ROW_HEADS, rows, mark_first=True))
+    if note := report_text.foot(family):
         out.append(f'<p class="note">{escape(note)}</p>')
-    if found := wording.findings(family):
+    if found := report_text.findings(family):
         out.append("<h3>Checks and predictions</h3>")
         out.append("<ul>" + "".join(f"<li>{escape(line)}</li>" for line in found) + "</ul>")
     for name, path in pictures:
@@ -140,10 +140,10 @@ def _run_row(run: Run) -> tuple[str, ...]:
         run.name,
         str(run.seed),
         *(f"{run.parameters[part]:,}".replace(",", " ") for part in run.parameters),
-        wording.figures(final["images"]),
-        wording.figures(final["flops"]),
-        wording.figures(final["loss"]),
-        wording.figures(final["bpp"]),
+        report_text.figures(final["crops"]),
+        report_text.figures(final["flops"]),
+        report_text.figures(final["loss"]),
+        report_text.figures(final["bpp"]),
         f"{run.final_psnr:.2f}",
         run.git_commit[:10] or "not recorded",
     )
@@ -157,7 +157,7 @@ def _checklist(family: Family, settings: Settings) -> list[tuple[str, str]]:
         if len({str(run.config.get(key)) for run in runs}) > 1
     )
     n = [run.parameters[settings.size] for run in runs]
-    images = [run.final["images"] for run in runs]
+    images = [run.final["crops"] for run in runs]
     flops = [run.final["flops"] for run in runs]
     seeds = {m: len({run.seed for run, k in zip(runs, n, strict=True) if k == m}) for m in set(n)}
     starts = [
@@ -171,7 +171,7 @@ def _checklist(family: Family, settings: Settings) -> list[tuple[str, str]]:
         if fitted.design is not None
     ]
     return [
-        ("form of the laws", "; ".join(f"{k} = {v}" for k, v in wording.FORMS.items())),
+        ("form of the laws", "; ".join(f"{k} = {v}" for k, v in report_text.FORMS.items())),
         ("quantity fitted", "validation loss, rate and MSE of the weights as trained"),
         ("what N counts", _counted(settings)),
         ("what C counts", "FLOPs counted on the built model, forward and backward; never 6ND"),
@@ -199,7 +199,7 @@ def _checklist(family: Family, settings: Settings) -> list[tuple[str, str]]:
 
 
 def _range(values: Sequence[float]) -> str:
-    low, high = (wording.figures(v) for v in (min(values), max(values)))
+    low, high = (report_text.figures(v) for v in (min(values), max(values)))
     return low if low == high else f"{low} to {high}"
 
 

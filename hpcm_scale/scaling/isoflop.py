@@ -181,7 +181,7 @@ def cost_of(runs: Sequence[Run], part: SizePart) -> Cost:
         LawRefused: if the runs have one size only.
     """
     log_n = np.log(sizes_of(runs, part))
-    log_f = np.log([r.train_flops_per_image for r in runs])
+    log_f = np.log([r.train_flops_per_crop for r in runs])
     if np.ptp(log_n) == 0:
         raise NotFittable("one size tells nothing of how FLOPs grow with size")
     power, factor = np.polyfit(log_n, log_f, 1)

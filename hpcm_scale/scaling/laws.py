@@ -19,7 +19,7 @@ from functools import cached_property
 import numpy as np
 from scipy import stats
 
-from hpcm_scale.scaling import cluster_robust as clustered
+from hpcm_scale.scaling import cluster_robust
 from hpcm_scale.scaling.power_law import (
     TERM_NAMES,
     Interval,
@@ -82,7 +82,7 @@ class Fit:
         """Laws not rejected about a quantity whose gradient in (c, θ) is `direction`."""
         if self.noise is None:
             raise NotFittable("no degree of freedom is left to tell the noise, and none was given")
-        inflation = clustered.variance_ratio(self.points, self.law, direction)
+        inflation = cluster_robust.variance_ratio(self.points, self.law, direction)
         bound = self.sse + self.quantile**2 * self.noise**2 * inflation
         if bound not in self._regions:
             best = np.array(self.law.exponents)

@@ -11,8 +11,7 @@ from matplotlib.colors import ListedColormap, LogNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogFormatterSciNotation, NullFormatter
 
-from hpcm_scale.files import atomic_path
-from hpcm_scale.plotting import STYLE
+from hpcm_scale.plotting import save_figure, style
 from hpcm_scale.scaling.data_selection import sizes_of
 from hpcm_scale.scaling.fit_results import Family, FittedLaw, Prediction, Settings
 
@@ -52,19 +51,15 @@ def save(figure: Figure, folder: Path, name: str) -> list[Path]:
     Raises:
         OSError: if the folder cannot be written.
     """
-    paths = [folder / f"{name}.{suffix}" for suffix in ("png", "svg")]
     # Laid out once for both files: it costs as much as drawing them.
-    figure.get_layout_engine().execute(figure)
+    if (engine := figure.get_layout_engine()) is not None:
+        engine.execute(figure)
     figure.set_layout_engine(None)
-    for path in paths:
-        metadata = {"Date": None} if path.suffix == ".svg" else None
-        with atomic_path(path) as temporary, matplotlib.rc_context(STYLE):
-            figure.savefig(temporary, dpi=150, metadata=metadata)
-    return paths
+    return save_figure(figure, folder / name)
 
 
 def _figure(title: str, panels: int = 1, width: float = 7.2) -> tuple[Figure, list[Axes]]:
-    with matplotlib.rc_context(STYLE):
+    with style():
         figure = Figure(figsize=(width, 4.6), layout="constrained")
         axes = list(np.atleast_1d(figure.subplots(1, panels)))
         axes[0].set_title(title, loc="left")
@@ -205,7 +200,7 @@ def _curves(
 def _loss_limits(axes: Axes, family: Family) -> None:
     """Show from a little before losses settle: the first steps would flatten all the rest."""
     ends = np.array([run.curve["loss"][-1] for run in family.runs])
-    early = [np.interp(0.05, run.curve["images"] / run.curve["images"][-1], run.curve["loss"])
+    early = [np.interp(0.05, run.curve["crops"] / run.curve["crops"][-1], run.curve["loss"])
              for run in family.runs]  # fmt: skip
     low, high = ends.min(), max(early)
     axes.set_ylim(low - 0.08 * (high - low), high + 0.1 * (high - low))
@@ -235,7 +230,7 @@ def loss_against_images(family: Family, settings: Settings) -> Figure:
     """Every run's curve against images, and L(N, D) at each size dashed."""
     figure, (axes,) = _figure(f"{family.label}: loss against images")
     law = family.surface
-    colours, norm = _curves(figure, axes, family, "images", settings)
+    colours, norm = _curves(figure, axes, family, "crops", settings)
     if law.fit is not None:
         d = np.geomspace(law.design.x[1].min(), law.design.x[1].max(), 60)
         for i, size in enumerate(np.unique(law.design.x[0])):

@@ -6,8 +6,7 @@ from typing import Any
 
 from hpcm_scale import __version__
 from hpcm_scale.files import atomic_write
-from hpcm_scale.scaling import html_report as page
-from hpcm_scale.scaling import plots
+from hpcm_scale.scaling import html_report, plots
 from hpcm_scale.scaling.fit_results import Family, FittedLaw, Prediction, Study
 
 
@@ -33,7 +32,7 @@ def _family(family: Family) -> dict[str, Any]:
                 "name": r.name,
                 "seed": r.seed,
                 "parameters": r.parameters,
-                "train_flops_per_image": r.train_flops_per_image,
+                "train_flops_per_image": r.train_flops_per_crop,
                 "git_commit": r.git_commit,
                 "started": r.started,
                 **r.final,
@@ -145,5 +144,5 @@ def write_report(study: Study, folder: Path) -> list[Path]:
             written += paths
             pictures[-1].append((name, paths[0]))
     written.append(folder / "report.html")
-    atomic_write(written[-1], page.render(study, pictures))
+    atomic_write(written[-1], html_report.render(study, pictures))
     return written

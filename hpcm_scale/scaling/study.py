@@ -36,7 +36,7 @@ def study(records: Records, settings: Settings) -> Study:
 
 def _family(label: str, runs: list[Run], settings: Settings) -> Family:
     part = settings.size
-    runs = sorted(runs, key=lambda r: (r.parameters[part], r.curve["images"][-1], r.seed))
+    runs = sorted(runs, key=lambda r: (r.parameters[part], r.curve["crops"][-1], r.seed))
     sizes = equal_images(runs, part)
     size_laws = {metric: size_law(sizes, metric, settings) for metric in METRICS}
     try:

@@ -6,7 +6,7 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from hpcm_scale.scaling import report_text as wording
+from hpcm_scale.scaling import report_text
 from hpcm_scale.scaling.fit_results import Family, Study
 
 
@@ -16,26 +16,26 @@ def summary(study: Study) -> Iterator[RenderableType]:
         yield Text(note, style="yellow")
     for family in study.families:
         yield from _family(family, study)
-    for line in wording.across_lambdas(study.curves):
+    for line in report_text.across_lambdas(study.curves):
         yield Text(line)
 
 
 def _family(family: Family, study: Study) -> Iterator[RenderableType]:
-    yield Text(wording.heading(family, study.settings), style="bold")
-    table = Table(*wording.ROW_HEADS)
+    yield Text(report_text.heading(family, study.settings), style="bold")
+    table = Table(*report_text.ROW_HEADS)
     for law in family.laws:
         if law.fit is not None:
-            for row in wording.rows(law):
+            for row in report_text.rows(law):
                 table.add_row(*row)
             table.add_section()
     if table.rows:
         yield table
         yield Text(f"intervals at {study.settings.confidence:.0%}", style="dim")
-    if note := wording.foot(family):
+    if note := report_text.foot(family):
         yield Text(note, style="dim")
-    for line in wording.findings(family):
+    for line in report_text.findings(family):
         yield Text(line)
-    for line in wording.refusals(family):
+    for line in report_text.refusals(family):
         yield Text(line, style="red")
-    for line in wording.gathered_cautions(family):
+    for line in report_text.gathered_cautions(family):
         yield Text.assemble(("caution, ", "yellow"), line)

@@ -57,7 +57,7 @@ class CheckpointWriter(CheckpointEngine):
 
     def save(self, state_dict: Any, path: str) -> None:
         """Write a state dictionary as a torch file."""
-        self._do(state_dict, lambda state: self._write(Path(path), lambda f: torch.save(state, f)))
+        self._do(state_dict, lambda state: self._write(Path(path), _torch_save(state)))
 
     def save_tensors(
         self, path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
@@ -72,7 +72,7 @@ class CheckpointWriter(CheckpointEngine):
         """A state dictionary of a checkpoint of ours; it unpickles."""
         return torch.load(path, map_location=map_location, weights_only=False)
 
-    def commit(self, info: Any) -> bool:
+    def commit(self, tag: Any) -> bool:  # pyright: ignore[reportIncompatibleMethodOverride]
         """DeepSpeed has handed all of its states over."""
         return True
 
@@ -111,7 +111,7 @@ class _Summed:
     def __init__(self, file: BinaryIO) -> None:
         self.file, self.size, self.crc = file, 0, 0
 
-    def write(self, data: bytes) -> int:
+    def write(self, data: Any) -> int:
         written = self.file.write(data)
         self.size += written
         self.crc = zlib.crc32(data, self.crc)
@@ -130,3 +130,8 @@ def _copy(state: Any) -> Any:
     if type(state) in (list, tuple):
         return type(state)(map(_copy, state))
     return state
+
+
+def _torch_save(state: Any) -> Callable[[Any], None]:
+    """What writes `state` to a file as torch does."""
+    return lambda file: torch.save(state, file)

@@ -30,6 +30,19 @@ class Checkpoint:
     record: dict[str, Any] | None
 
     @property
+    def whole(self) -> dict[str, Any]:
+        """The record.
+
+        Raises:
+            CheckpointError: if the checkpoint was not written to its end.
+        """
+        if self.record is None:
+            raise CheckpointError(
+                f"{self.folder}: was not written to its end ({RECORD} is missing)"
+            )
+        return self.record
+
+    @property
     def step(self) -> int:
         """Optimizer steps done."""
         return int(self.folder.name.removeprefix("step-"))
@@ -63,8 +76,7 @@ def at(folder: Path) -> Checkpoint:
     if not re.fullmatch(r"step-\d{8,}", folder.name) or not folder.is_dir():
         raise CheckpointError(f"{folder}: no such checkpoint")
     found = Checkpoint(folder, _record(folder))
-    if found.record is None:
-        raise CheckpointError(f"{folder}: was not written to its end ({RECORD} is missing)")
+    _ = found.whole
     return found
 
 

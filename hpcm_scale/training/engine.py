@@ -2,6 +2,7 @@
 
 import ctypes
 import json
+import logging
 import os
 import sys
 import warnings
@@ -12,19 +13,38 @@ from typing import Any
 import deepspeed
 import torch
 from deepspeed.accelerator import get_accelerator
-from deepspeed.runtime.engine import DeepSpeedEngine
 
 from hpcm_scale.config import ModelConfig, RunConfig, configs_folder
 from hpcm_scale.errors import ConfigError
 from hpcm_scale.models.blocks.residual import PConvRB
 from hpcm_scale.models.zoo import build
+from hpcm_scale.training.deepspeed_internals import (
+    do_without_shared_memory_reductions,
+    forget_shared_memory,
+    has_compiler,
+    skip_recovery_script,
+)
 from hpcm_scale.training.ema import load_weights
 from hpcm_scale.training.extension_locks import drop_stale_locks
 from hpcm_scale.training.zero_layout import TIGHT_HEAP_BOUNDARY
+from hpcm_scale.units import peak_rss
 from hpcm_scale.weights.model_file import load_model
+
+log = logging.getLogger(__name__)
 
 M_MMAP_THRESHOLD = -3
 """glibc's number of that parameter of mallopt."""
+
+
+def accelerator() -> Any:
+    """DeepSpeed's interface to the device that ranks compute on."""
+    return get_accelerator()
+
+
+def peak_memory() -> int:
+    """Most bytes this rank has had on its device; on a CPU, resident."""
+    device = accelerator()
+    return peak_rss() if device.device_name() == "cpu" else device.max_memory_allocated()
 
 
 def init_distributed(timeout: float) -> tuple[int, int]:
@@ -44,7 +64,7 @@ def init_distributed(timeout: float) -> tuple[int, int]:
         ("MASTER_PORT", "0"),  # any free one: only this process looks for it
     ):
         os.environ.setdefault(name, value)
-    if get_accelerator().device_name() == "cpu" and "OMP_NUM_THREADS" not in os.environ:
+    if accelerator().device_name() == "cpu" and "OMP_NUM_THREADS" not in os.environ:
         # Each rank takes its share of the cores: threads of two ranks on one core wait in turn.
         cores = len(os.sched_getaffinity(0))
         # The deepspeed launcher says LOCAL_SIZE, torchrun LOCAL_WORLD_SIZE.
@@ -56,27 +76,37 @@ def init_distributed(timeout: float) -> tuple[int, int]:
     os.environ["PATH"] = f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}"
     # DeepSpeed 0.19 calls collectives by names that torch 2.13 renamed, and warns at each.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
-    get_accelerator().set_device(int(os.environ["LOCAL_RANK"]))  # or all would take the first
-    deepspeed.init_distributed(
-        get_accelerator().communication_backend_name(),
-        verbose=False,
-        # Later than the watchdog, which knows the rank that is waited for.
-        timeout=timedelta(seconds=1.2 * timeout + 60),
-    )
+    accelerator().set_device(int(os.environ["LOCAL_RANK"]))  # or all would take the first
+    if accelerator().device_name() == "cpu" and not has_compiler():
+        do_without_shared_memory_reductions()
+        if os.environ["RANK"] == "0" and os.environ["WORLD_SIZE"] != "1":
+            log.warning(
+                "no C++ compiler here: sums between ranks go through gloo alone, which is slower "
+                "inside a host than shared memory; install g++ to have both"
+            )
+    try:
+        deepspeed.init_distributed(
+            accelerator().communication_backend_name(),
+            verbose=False,
+            # Later than the watchdog, which knows the rank that is waited for.
+            timeout=timedelta(seconds=1.2 * timeout + 60),
+        )
+    except RuntimeError as error:
+        if "EADDRINUSE" not in str(error):
+            raise
+        raise ConfigError(
+            f"MASTER_PORT: {os.environ['MASTER_PORT']} is in use on this host; set it to a free one"
+        ) from None
     rank = deepspeed.comm.get_rank()
     deepspeed.comm.barrier()
-    _forget_shared_memory(rank)
+    forget_shared_memory(rank)
     return rank, deepspeed.comm.get_world_size()
 
 
-def _forget_shared_memory(rank: int) -> None:
-    """Remove the name of this rank's buffer for reductions inside a host, once all have opened it.
-
-    DeepSpeed never does: every job would leave 66 MB of memory taken on each rank's host.
-    """
-    address, port = os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]
-    name = f"deepspeed_allreduce_buffer_{os.getuid()}_{address}_{port}_{rank}"
-    Path("/dev/shm", name).unlink(missing_ok=True)
+def leave_job() -> None:
+    """Close this rank's connections: threads that meet a peer which has ended may abort."""
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def deepspeed_config(run: RunConfig, world_size: int) -> dict[str, Any]:
@@ -162,14 +192,14 @@ def _device(config: dict[str, Any], key: str) -> str:
 def uses_bf16(run: RunConfig) -> bool:
     """Whether the passes compute in bfloat16."""
     if run.precision == "auto":
-        return get_accelerator().device_name() != "cpu"
+        return accelerator().device_name() != "cpu"
     return run.precision == "bf16"
 
 
 def build_engine(
     run: RunConfig, model: ModelConfig, world_size: int, universal: bool = False
-) -> DeepSpeedEngine:
-    """The network of a run under DeepSpeed; the same initial weights on any number of ranks.
+) -> Any:
+    """The network of a run as a DeepSpeedEngine; the same initial weights on any number of ranks.
 
     Args:
         universal: whether a universal checkpoint will be loaded into it.
@@ -187,7 +217,7 @@ def build_engine(
     ):
         network = build(model)
     # DeepSpeed broadcasts parameters as bytes, which needs them contiguous (ZeRO-3's always are).
-    network.to(memory_format=torch.contiguous_format)
+    network.to(memory_format=torch.contiguous_format)  # pyright: ignore[reportCallIssue]
     network.checkpoint_activations(run.checkpoint_activations)
     if run.init is not None:
         _start_from(network, run.init, model)
@@ -195,12 +225,9 @@ def build_engine(
     # blocks of shared nets: DeepSpeed 0.19 reduces a leaf's gradients at its every use.
     deepspeed.utils.set_z3_leaf_modules(network, [PConvRB])
     _settle_heap(_device(config, "offload_optimizer") == "nvme")
-    engine, *_ = deepspeed.initialize(
-        model=network, model_parameters=network.parameters(), config=config
-    )
-    # It would write its conversion scripts beside every checkpoint, on a full disk between two
-    # collectives; `hpcm-scale export` does what they do.
-    engine._copy_recovery_script = lambda _: None
+    parameters: Any = network.parameters()  # annotated as a module
+    engine, *_ = deepspeed.initialize(model=network, model_parameters=parameters, config=config)
+    skip_recovery_script(engine)
     return engine
 
 

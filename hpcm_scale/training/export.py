@@ -1,6 +1,5 @@
 """A run's checkpoint, spread over ranks by ZeRO, written as a model file one tensor at a time."""
 
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,8 @@ import torch
 
 from hpcm_scale.config import DataConfig, LossConfig, parse, parse_model
 from hpcm_scale.errors import CheckpointError, DataError, RunError
+from hpcm_scale.runs.metrics_log import MetricsLog
+from hpcm_scale.runs.run_record import RunRecord
 from hpcm_scale.training import checkpoint
 from hpcm_scale.training.loss import RateDistortion
 from hpcm_scale.training.validate import validate
@@ -56,22 +57,17 @@ def export_run(
         weights: the moving average or what the optimizer updates; None for the average if the run
             keeps one, which is then what it validates.
         check: compute the validation loss of what was written, and put it in place only if it is
-            the run's of that step. Left out if the run did not validate those weights, or its
-            validation images cannot be read.
+            the run's of that step.
 
     Raises:
         RunError: if the folder is not a run.
         CheckpointError: if there is no such checkpoint, it is damaged or lacks those weights, or
-            the model's validation loss is not the run's.
+            the model's validation loss is not the run's or cannot be compared with it.
     """
-    record_path = run_folder / "run.json"
-    try:
-        record = json.loads(record_path.read_text())
-    except OSError:
-        raise RunError(f"{run_folder}: is not a run folder (no run.json)") from None
-    except ValueError as error:
-        raise RunError(f"{record_path}: is damaged ({error})") from None
-    model = parse_model(record["model"], f"{record_path}: model")
+    if not RunRecord.exists(run_folder):
+        raise RunError(f"{run_folder}: is not a run folder (no run.json)")
+    record = RunRecord.read(run_folder)
+    model = parse_model(record.field("model", dict), f"{record.path}: model")
     folder = (
         run_folder / checkpoint.FOLDER / step if step is not None else checkpoint.newest(run_folder)
     )
@@ -82,7 +78,7 @@ def export_run(
     averaged = any(folder.glob(EMA_FILES))
     weights = weights or ("ema" if averaged else "raw")
     if weights == "ema":
-        state = ema_weights(folder, parameter_shapes(model, str(record_path)))
+        state = ema_weights(folder, parameter_shapes(model, str(record.path)))
     else:
         state = master_weights(folder)
     row = _validation(run_folder, found.step)
@@ -90,50 +86,59 @@ def export_run(
 
     def check_model(path: Path) -> None:
         nonlocal outcome
+        if averaged and weights == "raw":
+            raise CheckpointError(_unchecked(target, "the run validated its moving average"))
+        if row is None:
+            reason = f"the run has no validation at step {found.step}"
+            raise CheckpointError(_unchecked(target, reason))
         outcome = _check(path, target, folder, record, row, half)
 
-    if check and averaged and weights == "raw":
-        outcome = "not checked: the run validated its moving average"
-    elif check and row is None:
-        outcome = f"not checked: the run has no validation at step {found.step}"
     info = save_model(
         target,
         state,
         model,
-        lmbda=record["config"]["loss"]["lmbda"],
+        lmbda=record.positive("config.loss.lmbda"),
         record={
-            "run": record["name"],
+            "run": record.name,
             "checkpoint": folder.name,
             "weights": weights,
             "validation": row,
-            "versions": record["versions"],
-            "git_commit": record["git_commit"],
+            "versions": record.field("versions", dict),
+            "git_commit": record.values.get("git_commit"),
         },
         shard_size=shard_size,
         half=half,
-        check=check_model if check and outcome == "not checked" else None,
+        check=check_model if check else None,
     )
     return Exported(info, folder, weights, outcome)
+
+
+def _unchecked(target: Path, reason: str) -> str:
+    return (
+        f"{target}: not written: it cannot be checked, {reason} (--no-check writes it all the same)"
+    )
 
 
 def _check(
     path: Path,
     target: Path,
     folder: Path,
-    record: dict[str, Any],
+    record: RunRecord,
     row: dict[str, Any],
     half: bool,
 ) -> str:
     """Compare the validation loss of the model at `path` with the run's."""
     device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
-    config = record["config"]
     network = load_model(path, device).network
-    objective = RateDistortion(parse(LossConfig, config["loss"], "run.json: config.loss"))
-    data = parse(DataConfig, config["data"], "run.json: config.data")
+    where = f"{record.path}: config"
+    objective = RateDistortion(
+        parse(LossConfig, record.field("config.loss", dict), f"{where}.loss")
+    )
+    data = parse(DataConfig, record.field("config.data", dict), f"{where}.data")
     try:
         loss = validate(network, data, objective, 0, 1)["loss"]
     except DataError as error:
-        return f"not checked: {error}"
+        raise CheckpointError(_unchecked(target, f"{error}")) from None
     rounded = half or any(folder.glob("bf16_*"))
     if not math.isclose(loss, row["loss"], rel_tol=ROUNDED_TOLERANCE if rounded else TOLERANCE):
         raise CheckpointError(
@@ -147,16 +152,7 @@ def _check(
 
 def _validation(run_folder: Path, step: int) -> dict[str, Any] | None:
     """The "val" row of the run's metrics after `step` steps; the last, if a resume repeated it."""
-    try:
-        lines = (run_folder / "metrics.jsonl").read_text().splitlines()
-    except OSError:
-        return None
-    found = None
-    for line in lines:
-        try:
-            row = json.loads(line)
-        except ValueError:  # half-written
-            continue
-        if row["kind"] == "val" and row["step"] == step:
-            found = row
-    return found
+    log = MetricsLog(run_folder)
+    log.update()
+    rows = [row for row in log.rows if row["kind"] == "val" and row["step"] == step]
+    return rows[-1] if rows else None

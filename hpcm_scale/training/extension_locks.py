@@ -5,7 +5,7 @@ import os
 import time
 from pathlib import Path
 
-from torch._appdirs import user_cache_dir
+from hpcm_scale.training.deepspeed_internals import extensions_folder
 
 log = logging.getLogger(__name__)
 
@@ -24,7 +24,7 @@ def drop_stale_locks(grace: float = GRACE) -> list[Path]:
     Returns:
         what was removed.
     """
-    root = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or user_cache_dir("torch_extensions"))
+    root = extensions_folder()
     dropped = []
     for lock in [*root.glob("*/lock"), *root.glob("*/*/lock")]:
         while (age := _age(lock)) is not None and not _is_open(lock):

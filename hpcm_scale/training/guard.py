@@ -3,14 +3,17 @@
 The ranks agree before the optimizer steps, and all of them leave the step out.
 """
 
-from collections.abc import Callable
-from types import MethodType
+from typing import Any
 
 import torch
-from deepspeed.runtime.engine import DeepSpeedEngine
 from torch import Tensor
 
 from hpcm_scale.config import GuardConfig
+from hpcm_scale.training.deepspeed_internals import (
+    discard_steps_when,
+    discards_steps,
+    flat_gradients,
+)
 
 EMA_DECAY = 0.98
 """Weight of the past in the running average that a loss is compared with."""
@@ -31,25 +34,16 @@ class StepGuard:
         clip: largest norm of the gradient; of that stage alone, the others have it from DeepSpeed.
     """
 
-    def __init__(self, engine: DeepSpeedEngine, clip: float) -> None:
+    def __init__(self, engine: Any, clip: float) -> None:
         self.engine, self.clip = engine, clip
         self.bad_loss = False
         """Whether any rank's loss of the current step is not finite; set it before the step."""
         self.norm: float | None = None
         """Norm of the last step's gradient over all parameters, before clipping."""
         self.stage = engine.zero_optimization_stage()
-        optimizer = engine.optimizer
-        self._is_zero = hasattr(optimizer, "has_overflow")
+        self._is_zero = discards_steps(engine)
         if self._is_zero:
-            if self.stage == 3:
-                optimizer.has_overflow = self._stage_3_is_bad
-                # It looks for overflows of 16-bit floats alone.
-                optimizer._overflow_check_and_loss_scale_update = MethodType(
-                    _always_check, optimizer
-                )
-            else:
-                optimizer.has_overflow = self._or_bad_loss(optimizer.has_overflow)
-                optimizer.check_grad_overflow = True
+            discard_steps_when(engine, self._stage_3_is_bad, lambda: self.bad_loss)
 
     def step(self) -> bool:
         """Let the optimizer step; False if it was discarded. To be called at the boundary."""
@@ -62,19 +56,12 @@ class StepGuard:
         self.norm = None if norm is None or skipped else float(norm)
         return not skipped
 
-    def _or_bad_loss(self, has_overflow: Callable[..., bool]) -> Callable[..., bool]:
-        def checked(*arguments: object, **options: object) -> bool:
-            # The call is a collective: every rank makes it, whatever its loss.
-            return bool(has_overflow(*arguments, **options)) or self.bad_loss
-
-        return checked
-
-    def _stage_3_is_bad(self, *_: object, **__: object) -> bool:
+    def _stage_3_is_bad(self) -> bool:
         """Whether loss or gradient of any rank is bad.
 
         DeepSpeed's own would make three copies of all gradients at once.
         """
-        flat = self.engine.optimizer.grad_partitions_flat_buffer
+        flat = flat_gradients(self.engine)
         finite = all(bool(part.isfinite().all()) for part in flat.split(CHECK_CHUNK))
         # On the accelerator, though gradients may be in the host's memory.
         bad = torch.tensor([self.bad_loss or not finite], device=self.engine.device).byte()
@@ -94,15 +81,6 @@ class StepGuard:
                 parameter.grad = None  # Adam leaves alone what has none
         self.engine.step()
         return good
-
-
-def _always_check(optimizer: object, update_scale: bool = True) -> bool:
-    """Stage 3's `_overflow_check_and_loss_scale_update`, for every precision."""
-    optimizer.overflow = False
-    optimizer.check_overflow()
-    if not update_scale:
-        return optimizer.overflow
-    return optimizer._loss_scale_update_and_overflow_cleanup()
 
 
 class LossWatch:

@@ -1,33 +1,25 @@
-"""One training run, from configuration to last checkpoint."""
+"""The steps of a training run: training, validation, checkpoints, rows of metrics."""
 
-import logging
-import resource
 import shutil
-import signal
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from deepspeed.accelerator import get_accelerator
-from deepspeed.runtime.engine import DeepSpeedEngine
 from torch import Tensor
 
-from hpcm_scale.config import ModelConfig, RunConfig
-from hpcm_scale.data.stream import TrainStream, read_images
-from hpcm_scale.errors import ConfigError, HpcmError, RunError
-from hpcm_scale.models.complexity import count_flops, count_parameters
+from hpcm_scale.config import RunConfig
+from hpcm_scale.data.stream import TrainStream
+from hpcm_scale.errors import RunError
 from hpcm_scale.models.peak import peak_rate
-from hpcm_scale.models.zoo import build, model_config
 from hpcm_scale.training import checkpoint, monitor
-from hpcm_scale.training import resume as session
+from hpcm_scale.training.agreement import agreed
 from hpcm_scale.training.async_checkpoint_writer import CheckpointWriter
 from hpcm_scale.training.ema import ShardedEMA
-from hpcm_scale.training.engine import build_engine, deepspeed_config, init_distributed, uses_bf16
+from hpcm_scale.training.engine import accelerator, peak_memory, uses_bf16
 from hpcm_scale.training.guard import LossWatch, StepGuard
 from hpcm_scale.training.loss import RateDistortion, psnr
 from hpcm_scale.training.lr_schedule import ema_decay, learning_rate
@@ -36,91 +28,12 @@ from hpcm_scale.training.nvme_state import NvmeState
 from hpcm_scale.training.profile import Profile
 from hpcm_scale.training.validate import validate
 from hpcm_scale.training.watchdog import NoWatchdog, Watchdog
-from hpcm_scale.training.zero_layout import ZeroLayout
-
-log = logging.getLogger(__name__)
 
 
 class Interrupted(Exception):
-    """The run was told to stop, or its hours were over; it is saved and can be resumed."""
+    """The run was told to stop, or `max_hours` were over; it is saved and can be resumed."""
 
-
-def train(run: RunConfig, resume: str = "never") -> None:
-    """Train `run` to its last step; every rank of the job calls this.
-
-    Args:
-        resume: "never" refuses a folder that holds a run; "auto" continues it, or begins it; the
-            folder of another run's checkpoint begins this run from there.
-
-    Raises:
-        HpcmError: if configuration, data, checkpoint or run folder cannot be used.
-        Interrupted: after SIGTERM, SIGUSR1 or `max_hours`, once the checkpoint is whole.
-    """
-    told = threading.Event()  # to stop; from here on, or a rank would just die
-    for number in (signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(number, lambda *_: told.set())
-    choice = run.model
-    model = model_config(choice.variant, choice.width, choice.depth, choice.overrides)
-    check_crop(run, model)
-    flops = count_flops(model, run.data.crop)
-    rank, world = init_distributed(run.guard.timeout)
-    stream = TrainStream(
-        run.data, seed=run.seed, global_batch=run.batch, rank=rank, world_size=world
-    )
-    spread = ZeroLayout.read(deepspeed_config(run, world))
-    session.on_rank_0(rank, lambda: open_validation(run))
-    held = []  # the lock, until this function ends
-    session.on_rank_0(rank, lambda: held.append(session.lock(run.folder)))
-    start = session.on_rank_0(rank, lambda: session.resolve_resume(run, resume, world, spread))
-    if start.universal:
-        session.on_rank_0(rank, lambda: session.to_universal(start.checkpoint))
-    engine = build_engine(run, model, world, start.universal)
-    steps = run.total_steps(flops.train)
-    trainer = Trainer(run, engine, stream, flops.train, steps, told)
-    if start.checkpoint is not None:
-        trainer.load(start.checkpoint, start.universal)
-    if stream.step >= steps:
-        log.warning("%s: has done its %s steps; give it more to go on", run.folder, steps)
-        return
-    shown = None
-    if rank == 0:
-        continued = start.checkpoint.folder if start.checkpoint else None
-        parameters = count_parameters(engine.module)
-        monitor.write_record(run, model, parameters, flops, world, continued)
-        seconds = monitor.rewind(run.folder, stream.step)
-        shown = monitor.Monitor(run, steps, stream.step, seconds)
-    watchdog = Watchdog(rank, world, run.guard.timeout) if world > 1 else NoWatchdog()
-    try:
-        with shown or nullcontext():
-            trainer.run_to_end(shown, watchdog)
-    except (Interrupted, RunError):  # all ranks have agreed to end
-        watchdog.close()
-        raise
-    except Exception as error:
-        if rank and isinstance(error, HpcmError | OSError):
-            # This rank's alone. launch/train.py speaks for rank 0, which may see no more of it than
-            # a closed connection.
-            sys.stderr.write(f"train: rank {rank}: {' '.join(str(error).split())}\n")
-        watchdog.fail(f"{type(error).__name__}: {error}")
-        raise
-    watchdog.close()
-
-
-def check_crop(run: RunConfig, model: ModelConfig) -> None:
-    """Raises ConfigError unless the run's crops suit the strides and windows of the network."""
-    with torch.device("meta"):
-        multiple = build(model).image_multiple
-    if run.data.crop % multiple:
-        raise ConfigError(
-            f"data.crop: {run.data.crop} is not a multiple of {multiple}, "
-            f"which the grids and attention windows of {model.name} need"
-        )
-
-
-def open_validation(run: RunConfig) -> None:
-    """Raises DataError unless every validation set has an image to read."""
-    for source in (run.data, *run.data.val_also):
-        next(read_images(source, "val"))
+    on_every_rank = True
 
 
 class Step(NamedTuple):
@@ -138,21 +51,63 @@ class Step(NamedTuple):
     """Whether any rank is still writing the last checkpoint."""
 
 
+class Interval:
+    """What was done since the last row of metrics."""
+
+    def __init__(self, figures: int) -> None:
+        self._sums = torch.zeros(figures, dtype=torch.float64)
+        self.steps = 0
+        """Steps that were taken, skipped ones aside."""
+        self.waited = 0.0
+        """Seconds spent waiting for batches."""
+        self._since = time.monotonic()
+
+    def add(self, done: Step, wait: float) -> None:
+        """Count one step."""
+        self.waited += wait
+        if done.stepped:
+            self._sums += done.figures
+            self.steps += 1
+
+    @property
+    def mean(self) -> Tensor:
+        """Averages of the figures over the steps."""
+        return self._sums / self.steps
+
+    @property
+    def seconds(self) -> float:
+        """Seconds since the last row, saving and validation aside."""
+        return time.monotonic() - self._since
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Time inside the block does not count."""
+        pause = time.monotonic()
+        yield
+        self._since += time.monotonic() - pause
+
+    def reset(self) -> None:
+        """Start anew."""
+        self._sums.zero_()
+        self.steps, self.waited, self._since = 0, 0.0, time.monotonic()
+
+
 class Trainer:
     """The state of a run between steps."""
 
     def __init__(
         self,
         run: RunConfig,
-        engine: DeepSpeedEngine,
+        engine: Any,
         stream: TrainStream,
-        flops_per_image: float,
+        flops_per_crop: float,
         steps: int,
         told_to_stop: threading.Event,
     ) -> None:
         self.told_to_stop = told_to_stop
+        self.started = time.monotonic()
         self.run, self.engine, self.stream, self.steps = run, engine, stream, steps
-        self.flops_per_image = flops_per_image
+        self.flops_per_crop = flops_per_crop
         self.objective = RateDistortion(run.loss)
         self.figures = self.objective.figure_names(engine.module.scales)
         self.noise = Noise(
@@ -181,59 +136,74 @@ class Trainer:
         """Step until the run's last step, reporting to `shown` on the rank that has it.
 
         Raises:
-            Interrupted: if told to stop.
+            Interrupted: if told to stop, once all is saved.
             RunError: if too many steps in a row are skipped, or a checkpoint cannot be written.
         """
-        run = self.run
-        began = mark = time.monotonic()
-        sums, since, waited = torch.zeros(len(self.figures), dtype=torch.float64), 0, 0.0
-        with Profile(run, self.rank) as profile:
+        self.started = time.monotonic()
+        interval = Interval(len(self.figures))
+        with Profile(self.run, self.rank) as profile:
             for batch, wait in self._batches():
                 number = batch["step"] + 1
                 watchdog.at(f"step {number}")
-                if run.max_hours is not None and time.monotonic() - began > 3600 * run.max_hours:
-                    self.told_to_stop.set()
                 profile.at(batch["step"])
                 done = self.step(batch)
-                waited += wait
-                event = self.watch.take(done.loss, done.stepped)
-                if event and shown:
-                    shown.event(event, number, **({"loss": done.loss} if done.stepped else {}))
-                if self.watch.in_a_row >= run.guard.max_skipped:
-                    self._finish_saving()
-                    raise RunError(
-                        f"{run.folder}: {self.watch.in_a_row} steps in a row gave losses or "
-                        f"gradients that are not finite, the last of them step {number}; the "
-                        "checkpoints are as they were; try a lower optimizer.lr"
-                    )
-                if done.stepped:
-                    sums += done.figures
-                    since += 1
+                interval.add(done, wait)
+                self._look_at_loss(done, number, shown)
                 last = number == self.steps
                 leaving = last or done.stop
-                if (number % run.log_every == 0 or leaving) and since:
-                    row = self._train_row(sums / since, number, batch["epoch"])
-                    elapsed = time.monotonic() - mark
+                if (number % self.run.log_every == 0 or leaving) and interval.steps:
+                    row = self._train_row(interval.mean, number, batch["epoch"])
                     if shown:
-                        shown.row("train", number, row | self._speed(since, elapsed, waited))
-                    sums.zero_()
-                    since, mark, waited = 0, time.monotonic(), 0.0
-                pause = time.monotonic()
-                if self.saving is not None and not done.writing:
-                    self._finish_saving()
-                if number % run.checkpoint.every == 0 or leaving:
-                    watchdog.at(f"saving after step {number}")
-                    self.save(number)
-                if number % run.validate_every == 0 or last:
-                    watchdog.at(f"validation after step {number}")
-                    self.validate(shown, number, batch["epoch"], watchdog.tick)
-                mark += time.monotonic() - pause
+                        shown.row("train", number, row | self._speed(interval))
+                    interval.reset()
+                with interval.paused():
+                    self._save_and_validate(done, number, batch["epoch"], shown, watchdog)
                 if leaving:
                     break
+            else:  # `_batches` never ends
+                return
         self._finish_saving()
         torch.distributed.barrier()
         if done.stop and not last:
-            raise Interrupted(f"{run.folder}: stopped after step {number}; it is saved")
+            raise Interrupted(f"{self.run.folder}: stopped after step {number}; it is saved")
+
+    def _look_at_loss(self, done: "Step", number: int, shown: monitor.Monitor | None) -> None:
+        """Count and show skipped steps and spikes.
+
+        Raises:
+            RunError: after too many skipped steps in a row.
+        """
+        event = self.watch.take(done.loss, done.stepped)
+        if event and shown:
+            shown.event(event, number, **({"loss": done.loss} if done.stepped else {}))
+        if self.watch.in_a_row >= self.run.guard.max_skipped:
+            self._finish_saving()
+            raise agreed(
+                RunError(
+                    f"{self.run.folder}: {self.watch.in_a_row} steps in a row gave losses or "
+                    f"gradients that are not finite, the last of them step {number}; the "
+                    "checkpoints are as they were; try a lower optimizer.lr"
+                )
+            )
+
+    def _save_and_validate(
+        self,
+        done: "Step",
+        number: int,
+        epoch: int,
+        shown: monitor.Monitor | None,
+        watchdog: Watchdog | NoWatchdog,
+    ) -> None:
+        """What is due after step `number`."""
+        last = number == self.steps
+        if self.saving is not None and not done.writing:
+            self._finish_saving()
+        if number % self.run.checkpoint.every == 0 or last or done.stop:
+            watchdog.at(f"saving after step {number}")
+            self.save(number)
+        if number % self.run.validate_every == 0 or last:
+            watchdog.at(f"validation after step {number}")
+            self.validate(shown, number, epoch, watchdog.tick)
 
     def step(self, batch: dict[str, Any]) -> Step:
         """One optimizer step, left out on all ranks if any finds its loss or gradient unusable."""
@@ -258,18 +228,20 @@ class Trainer:
         mean = torch.cat(figures).double().mean(0).cpu()
         good = bool(mean[0].isfinite())
         failed = self.writer.error is not None
-        agreed = self._sum(
+        if run.max_hours is not None and time.monotonic() - self.started > 3600 * run.max_hours:
+            self.told_to_stop.set()
+        shared = self._sum(
             torch.tensor(
                 [mean[0], not good, self.told_to_stop.is_set(), self.writer.busy and not failed],
                 dtype=torch.float64,
             )
         )
-        self.guard.bad_loss = bool(agreed[1])
+        self.guard.bad_loss = bool(shared[1])
         stepped = self.guard.step()
         if stepped and self.average:
             self.average.update(ema_decay(run.optimizer, batch["step"]))
-        loss = float(agreed[0]) / self.stream.world_size
-        return Step(mean, loss, stepped, bool(agreed[2]), bool(agreed[3]))
+        loss = float(shared[0]) / self.stream.world_size
+        return Step(mean, loss, stepped, bool(shared[2]), bool(shared[3]))
 
     def validate(
         self, shown: monitor.Monitor | None, step: int, epoch: int, tick: Callable[[], None]
@@ -304,7 +276,7 @@ class Trainer:
         torch.distributed.barrier()
         self.writer.start(folder)
         self.saving = step
-        state = {"rng": get_accelerator().get_rng_state()}
+        state = {"rng": accelerator().get_rng_state()}
         self.engine.save_checkpoint(str(folder.parent), folder.name, state, save_latest=False)
         spread = self.engine.zero_optimization_stage() > 0
         if self.average and (spread or self.rank == 0):
@@ -335,11 +307,11 @@ class Trainer:
         tag = f"{folder.name}_universal" if universal else folder.name
         _, state = self.engine.load_checkpoint(str(folder.parent), tag)
         if not universal:
-            get_accelerator().set_rng_state(state["rng"])
+            accelerator().set_rng_state(state["rng"])
         if self.average:
             self.average.load(sorted(folder.glob("ema-*.safetensors")))
-        self.stream.load_state_dict(found.record["data"])
-        self.watch.load_state_dict(found.record["watch"])
+        self.stream.load_state_dict(found.whole["data"])
+        self.watch.load_state_dict(found.whole["watch"])
         torch.distributed.barrier()
         if universal and self.rank == 0:
             shutil.rmtree(folder.with_name(tag))
@@ -363,9 +335,11 @@ class Trainer:
         if errors:
             if self.rank == 0:
                 shutil.rmtree(folder, ignore_errors=True)
-            raise RunError(
-                f"{folder}: cannot be written ({errors[0]}); the checkpoint before it is as it "
-                "was: make room and start again with --resume auto"
+            raise agreed(
+                RunError(
+                    f"{folder}: cannot be written ({errors[0]}); the checkpoint before it is as it "
+                    "was: make room and start again with --resume auto"
+                )
             )
         if self.rank == 0:
             files = {name: entry for part, _ in every for name, entry in part.items()}
@@ -390,22 +364,17 @@ class Trainer:
         row |= {"skipped": self.watch.skipped, "spikes": self.watch.spikes}
         return row if self.guard.norm is None else row | {"grad_norm": self.guard.norm}
 
-    def _speed(self, steps: int, elapsed: float, waited: float) -> dict[str, float]:
-        """How fast `steps` steps in `elapsed` seconds were, and on what."""
-        images = steps * self.run.batch / elapsed
-        flops = images * self.flops_per_image
-        accelerator = get_accelerator()
-        memory = (
-            resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-            if accelerator.device_name() == "cpu"
-            else accelerator.max_memory_allocated()
-        )
+    def _speed(self, interval: Interval) -> dict[str, float]:
+        """How fast the steps of an interval were, and on what."""
+        elapsed = interval.seconds
+        crops = interval.steps * self.run.batch / elapsed
+        flops = crops * self.flops_per_crop
         return {
-            "images_per_second": images,
+            "crops_per_second": crops,
             "flops_per_second": flops,
             "peak_fraction": flops / self.peak,
-            "data_wait": waited / elapsed,
-            "memory": memory,
+            "data_wait": interval.waited / elapsed,
+            "memory": peak_memory(),
         }
 
     def _sum(self, values: Tensor) -> Tensor:
@@ -415,8 +384,8 @@ class Trainer:
         return values.cpu()
 
     def _position(self, step: int, epoch: int) -> dict[str, float]:
-        images = step * self.run.batch
-        return {"images": images, "flops": images * self.flops_per_image, "epoch": epoch}
+        crops = step * self.run.batch
+        return {"crops": crops, "flops": crops * self.flops_per_crop, "epoch": epoch}
 
 
 def _with_parts(figures: dict[str, float]) -> dict[str, float]:

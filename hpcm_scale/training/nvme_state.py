@@ -9,12 +9,12 @@ together and written one at a time, so that neither way needs more memory than a
 from pathlib import Path
 from typing import Any
 
-from deepspeed.runtime.engine import DeepSpeedEngine
 from safetensors import safe_open
 from torch import Tensor
 
 from hpcm_scale.errors import CheckpointError
 from hpcm_scale.training.async_checkpoint_writer import CheckpointWriter
+from hpcm_scale.training.deepspeed_internals import SwappedOptimizer
 from hpcm_scale.training.zero_checkpoint import MASTER, swapped_file
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -24,28 +24,27 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 class NvmeState:
     """The sub-groups of one rank's optimizer that are on disk between steps."""
 
-    def __init__(self, engine: DeepSpeedEngine) -> None:
-        self.engine, self.optimizer, self.rank = engine, engine.optimizer, engine.global_rank
-        engine.zero_nvme_offload_optimizer = lambda: False  # what it does then is done here
-        engine._load_zero_checkpoint = self._load
+    def __init__(self, engine: Any) -> None:
+        self.optimizer, self.rank = SwappedOptimizer(engine), engine.global_rank
+        self.optimizer.take_over_checkpoints(self._load)
 
     @staticmethod
-    def of(engine: DeepSpeedEngine) -> "NvmeState | None":
+    def of(engine: Any) -> "NvmeState | None":
         """None if the engine keeps all of its state in memory."""
-        return NvmeState(engine) if getattr(engine.optimizer, "swap_optimizer", False) else None
+        return NvmeState(engine) if SwappedOptimizer.has(engine) else None
 
     def save(self, writer: CheckpointWriter, folder: Path) -> None:
         """Write this rank's files of a checkpoint."""
         optimizer = self.optimizer
-        for group, master in enumerate(optimizer.fp32_partitioned_groups_flat):
-            if not optimizer._swappable_optimizer_subgroup(group):
+        for group, master in enumerate(optimizer.masters):
+            if not optimizer.is_swapped(group):
                 continue  # DeepSpeed's own file has it
-            optimizer._optimizer_states_and_gradient_swap_in(group)
+            optimizer.swap_in(group)
             state = optimizer.state.get(master, {})
             tensors = {MASTER: master.data, **{name: state[name] for name in MOMENTS if state}}
             metadata = {"step": str(state.get("step", 0))}
             writer.save_tensors(folder / swapped_file(self.rank, group), tensors, metadata)
-            optimizer._release_swap_buffers(group)
+            optimizer.release(group)
 
     def _load(self, load_dir: str, tag: str, load_optimizer_states: bool = True) -> bool:
         """In place of the engine's method of that name.
@@ -54,19 +53,18 @@ class NvmeState:
             CheckpointError: if the files are of another division into sub-groups.
         """
         folder, optimizer = Path(load_dir) / tag, self.optimizer
-        path = self.engine._get_zero_ckpt_name(load_dir, tag)
-        saved = self.engine.checkpoint_engine.load(path, "cpu")["optimizer_state_dict"]
+        saved = optimizer.saved_state(load_dir, tag)
         flats, states = saved["fp32_flat_groups"], saved["optimizer_state_dict"]["state"]
-        masters = optimizer.fp32_partitioned_groups_flat
+        masters = optimizer.masters
         if len(flats) != len(masters):
             raise CheckpointError(
                 f"{folder}: its optimizer state is in {len(flats)} sub-groups, this run's in "
                 f"{len(masters)}; keep the sub_group_size of its DeepSpeed configuration"
             )
         for group, master in enumerate(masters):
-            swapped = optimizer._swappable_optimizer_subgroup(group)
+            swapped = optimizer.is_swapped(group)
             if swapped:
-                optimizer._optimizer_states_and_gradient_swap_in(group)
+                optimizer.swap_in(group)
             if flats[group].numel() == 0:
                 values, step = _read(folder / swapped_file(self.rank, group))
             else:
@@ -82,9 +80,7 @@ class NvmeState:
             master.data.copy_(values.pop(MASTER))
             if values:
                 optimizer.state[master] = {"step": step} | values
-            optimizer._reassign_or_swap_out_partitioned_parameters(group)
-            if swapped:
-                optimizer._optimizer_states_and_gradient_swap_out(group)
+            optimizer.put_back(group, swapped)
         return True
 
 

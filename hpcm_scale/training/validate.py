@@ -1,6 +1,7 @@
 """Validation on whole images, exact over any number of ranks."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -33,7 +34,7 @@ def validate(
         show: called with the first image of this rank.
         tick: called before each image.
     """
-    inner = getattr(network, "module", network)
+    inner: Any = getattr(network, "module", network)  # of an engine
     was_training = inner.training
     inner.eval()
     names = (*objective.figure_names(inner.scales), "psnr")

@@ -5,7 +5,6 @@ operation. Here a thread of every rank gives signs of life through the job's sto
 judges them by its own clock.
 """
 
-import contextlib
 import logging
 import os
 import socket
@@ -14,11 +13,12 @@ import threading
 import time
 from contextlib import suppress
 from datetime import timedelta
+from typing import Self
 
-import torch
-from torch.distributed import DistError, TCPStore
+from torch.distributed import DistError, TCPStore  # pyright: ignore[reportPrivateImportUsage]
 
-from hpcm_scale.errors import JOB_LOST
+from hpcm_scale.errors import JOB_LOST, HpcmError, one_line
+from hpcm_scale.training.deepspeed_internals import collective_calls
 
 log = logging.getLogger(__name__)
 
@@ -26,15 +26,19 @@ INTERVAL = 2.0
 """Seconds between signs of life."""
 HEARTBEAT_TIMEOUT = 30.0
 """Seconds without a sign of life after which a rank counts as dead."""
+VERDICT = "verdict"
+"""Key of the store under which the first rank that gives the job up says why: "code text"."""
 
 
 class Watchdog:
-    """Signs of life of one rank.
+    """Signs of life of one rank, and the verdict on the job if one cannot go on.
+
+    As a context: an exception that leaves it ends the other ranks within seconds, with its text.
 
     Args:
         rank, world: of this process.
-        patience: seconds a rank may stay at one point of its work while others wait for it.
-        silence: seconds without a sign of life after which a rank counts as dead.
+        stall_timeout: seconds a rank may stay at one point of its work while others wait for it.
+        heartbeat_timeout: seconds without a sign of life after which a rank counts as dead.
     """
 
     def __init__(
@@ -44,16 +48,10 @@ class Watchdog:
         stall_timeout: float,
         heartbeat_timeout: float = HEARTBEAT_TIMEOUT,
     ) -> None:
-        self.rank, self.world, self.stall_timeout, self.heartbeat_timeout = (
-            rank,
-            world,
-            stall_timeout,
-            heartbeat_timeout,
-        )
+        self.rank, self.world = rank, world
+        self.stall_timeout, self.heartbeat_timeout = stall_timeout, heartbeat_timeout
         self._where = "starting"
         self._moves = 0
-        # Counts the collectives this rank has called.
-        self._group = torch.distributed.distributed_c10d._get_default_group()
         self._ended = threading.Event()
         # Its own connection: a thread must not wait for one that the main thread holds.
         self._store = TCPStore(
@@ -65,9 +63,23 @@ class Watchdog:
         )
         self._answered = time.monotonic()
         """When the store last did."""
-        self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
-        self._thread.start()
-        threading.Thread(target=self._listen, name="watchdog-store", daemon=True).start()
+        self._threads = [
+            threading.Thread(target=self._watch, name="watchdog", daemon=True),
+            threading.Thread(target=self._listen, name="watchdog-store", daemon=True),
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, _: object
+    ) -> None:
+        if error is None or getattr(error, "on_every_rank", False):
+            self.close()
+        elif not self._peer_failed(error):
+            self.fail(exit_code(error), one_line(error) or type(error).__name__)
 
     def at(self, where: str) -> None:
         """The main thread has come to `where`, such as "step 41"."""
@@ -78,16 +90,33 @@ class Watchdog:
         """The main thread gets on where it is."""
         self._moves += 1
 
-    def fail(self, reason: str) -> None:
-        """This rank cannot go on, and the others need not wait for it."""
-        with contextlib.suppress(DistError, RuntimeError):
-            self._store.set("pulse/verdict", f"rank {self.rank} failed: {reason}")
+    def fail(self, code: int, reason: str) -> None:
+        """Tell the others that this rank cannot go on; returns once they know, or soon after."""
+        with suppress(DistError, RuntimeError):
+            self._store.set(VERDICT, f"{code} rank {self.rank} failed: {reason}")
+            deadline = time.monotonic() + 3 * INTERVAL
+            # The store goes with rank 0: the others read it first.
+            others = [f"read/{rank}" for rank in range(self.world) if rank != self.rank]
+            while time.monotonic() < deadline and not self._store.check(others):
+                time.sleep(0.1)
         self.close()
+
+    def _peer_failed(self, error: BaseException) -> bool:
+        """Whether an error is only what another rank's failure did to this one's connections.
+
+        Waits for the verdict, which then ends this process with the other's text and code.
+        """
+        if not from_peers(error):
+            return False
+        # Without one: `_watch` gives up on its own when the store is gone, or the rank silent.
+        self._ended.wait(3 * INTERVAL)
+        return True
 
     def close(self) -> None:
         """The work is done; whoever is still at it is not waited for."""
         self._ended.set()
-        self._thread.join(self.heartbeat_timeout)
+        for thread in self._threads:
+            thread.join(self.heartbeat_timeout)
 
     def _watch(self) -> None:
         changed: dict[int, tuple[str, float]] = {}
@@ -97,18 +126,21 @@ class Watchdog:
             while not self._ended.wait(INTERVAL):
                 beats += 1
                 # beats tell that the process lives, calls that its main thread gets on
-                calls = self._group._get_sequence_number_for_group() + self._moves
+                calls = collective_calls() + self._moves
                 self._store.set(
-                    f"pulse/{self.rank}", f"{beats} {calls} {socket.gethostname()} {self._where}"
+                    f"heartbeat/{self.rank}",
+                    f"{beats} {calls} {socket.gethostname()} {self._where}",
                 )
                 if self.rank == 0:
                     verdict = self._judge(changed, moved)
                     if verdict:
-                        self._store.set("pulse/verdict", verdict)
-                if self._store.check(["pulse/verdict"]):
-                    self._give_up(self._store.get("pulse/verdict").decode())
+                        self._store.set(VERDICT, f"{JOB_LOST} {verdict}")
+                if self._store.check([VERDICT]):
+                    code, _, verdict = self._store.get(VERDICT).decode().partition(" ")
+                    self._store.set(f"read/{self.rank}", "")
+                    self._give_up(verdict, int(code))
                 self._answered = time.monotonic()
-            self._store.set(f"pulse/{self.rank}", "ended")
+            self._store.set(f"heartbeat/{self.rank}", "ended")
         except (DistError, RuntimeError) as error:
             if not self._ended.is_set():
                 reason = str(error).splitlines()[0][:120]
@@ -127,13 +159,13 @@ class Watchdog:
         """What is wrong with some rank, seen from rank 0; None if nothing is."""
         now = time.monotonic()
         for rank in range(self.world):
-            key = f"pulse/{rank}"
-            pulse = self._store.get(key).decode() if self._store.check([key]) else "0 0 ? starting"
-            if pulse == "ended":
+            key = f"heartbeat/{rank}"
+            beat = self._store.get(key).decode() if self._store.check([key]) else "0 0 ? starting"
+            if beat == "ended":
                 changed.pop(rank, None)
                 moved.pop(rank, None)
                 continue
-            beats, calls, host, where = pulse.split(" ", 3)
+            beats, calls, host, where = beat.split(" ", 3)
             for seen, value in ((changed, beats), (moved, calls)):
                 if rank not in seen or seen[rank][0] != value:
                     seen[rank] = (value, now)
@@ -146,24 +178,34 @@ class Watchdog:
         # Ranks wait for each other inside collectives: who has called fewest holds the rest up.
         if moved and all(now - since > self.stall_timeout for _, since in moved.values()):
             last = min(moved, key=lambda rank: int(moved[rank][0]))
-            _, _, host, where = self._store.get(f"pulse/{last}").decode().split(" ", 3)
+            _, _, host, where = self._store.get(f"heartbeat/{last}").decode().split(" ", 3)
             return f"rank {last} on {host} has been at {where} for over {self.stall_timeout:.0f} s"
         return None
 
-    def _give_up(self, verdict: str) -> None:
+    def _give_up(self, verdict: str, code: int = JOB_LOST) -> None:
+        if f"rank {self.rank} failed" in verdict:
+            return  # this rank's own word, which its main thread prints
+        text = (
+            f"the job is lost: {verdict}; start it again with --resume auto"
+            if code == JOB_LOST
+            else f"ends: {verdict}"
+        )
         with suppress(OSError):  # the connection that the message goes through may be the cut one
-            sys.stderr.write(
-                f"train: rank {self.rank}: the job is lost: {verdict}; "
-                "start it again with --resume auto\n"
-            )
+            sys.stderr.write(f"train: rank {self.rank}: {text}\n")
             sys.stderr.flush()
         if self.rank == 0:
             time.sleep(3 * INTERVAL)  # the store goes with this process; let the others read it
-        os._exit(JOB_LOST)  # the main thread may be inside a collective that never ends
+        os._exit(code)  # the main thread may be inside a collective that never ends
 
 
 class NoWatchdog:
     """What a job of one rank has in its place."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """As of `Watchdog`."""
 
     def at(self, where: str) -> None:
         """As of `Watchdog`."""
@@ -171,8 +213,13 @@ class NoWatchdog:
     def tick(self) -> None:
         """As of `Watchdog`."""
 
-    def fail(self, reason: str) -> None:
-        """As of `Watchdog`."""
 
-    def close(self) -> None:
-        """As of `Watchdog`."""
+def exit_code(error: BaseException) -> int:
+    """The exit code of a process that ends by `error`: 2 for what its user can put right."""
+    return 2 if isinstance(error, HpcmError | OSError) else 1
+
+
+def from_peers(error: BaseException) -> bool:
+    """Whether a collective operation failed because of another rank."""
+    signs = ("gloo", "NCCL", "Connection closed", "Connection reset", "Timed out", "Broken pipe")
+    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs)

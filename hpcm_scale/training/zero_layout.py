@@ -48,5 +48,7 @@ class ZeroLayout:
             "parameters_in_cpu": (parameters, "max_in_cpu"),
         }
         given = {name: section[key] for name, (section, key) in read.items() if key in section}
-        numbers = {name: int(v) if isinstance(v, float) else v for name, v in given.items()}
+        numbers: dict[str, Any] = {
+            name: int(v) if isinstance(v, float) else v for name, v in given.items()
+        }
         return cls(int(zero["stage"]), **numbers)

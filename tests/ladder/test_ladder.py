@@ -229,10 +229,10 @@ def test_arms_are_compared_within_seeds_and_never_fitted_as_sizes(write, write_r
     psi = "{psi: {model.overrides.fusion: psi}}"
     ablations = f"ablations: {{width: 0.025, seeds: [1, 2, 3], changes: {psi}}}\n"
     text = (LADDER + ablations).replace("crops: [20, 40]", "crops: [40]")
-    runs = [run for run in ladder_runs(load_ladder(write(text))) if run.arm is not None]
+    runs = [run for run in ladder_runs(load_ladder(write(text))) if run.ablation is not None]
     # Seeds differ by far more than arms do: unpaired, it would be lost in them.
     for run in runs:
-        loss = (1 + run.config.seed) * (0.99 + 0.001 * run.config.seed if run.arm else 1.0)
+        loss = (1 + run.config.seed) * (0.99 + 0.001 * run.config.seed if run.ablation else 1.0)
         folder = write_run(46825, seed=run.config.seed, folder=run.name, loss=loss, noise=0)
         record = json.loads((folder / "run.json").read_text())
         record["config"]["model"] = run.config.model.model_dump()

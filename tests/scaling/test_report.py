@@ -7,8 +7,7 @@ import pytest
 from PIL import Image
 
 from hpcm_scale.runs.records import read_runs
-from hpcm_scale.scaling import html_report as page
-from hpcm_scale.scaling import report_text as wording
+from hpcm_scale.scaling import html_report, report_text
 from hpcm_scale.scaling.fit_results import Settings
 from hpcm_scale.scaling.report import law_json, write_report
 from hpcm_scale.scaling.study import study
@@ -49,7 +48,7 @@ def test_a_ladder_gives_every_law_at_full_precision_with_all_figures_and_a_page(
 
     page = (folder / "report.html").read_text()
     assert not re.search(r'(src|href)="(?!data:)', page), "the page asks for another file"
-    assert page.count("data:image/png;base64,") == 8
+    assert html_report.count("data:image/png;base64,") == 8
     for said in family.size_laws["loss"].cautions:
         assert said in page
     for words in ("Reporting checklist", "held out", "What was run", "dof"):
@@ -66,7 +65,7 @@ def test_names_from_records_are_text_on_the_page(write_run):
         record["name"] = "<script>alert(1)</script>"
         (folder / "run.json").write_text(json.dumps(record))
     result = study(read_runs([folder.parent]), Settings(draws=100))
-    assert "<script" not in page.render(result, [[]])
+    assert "<script" not in html_report.render(result, [[]])
 
 
 def test_flat_runs_give_refusals_without_a_number(write_run):
@@ -100,7 +99,7 @@ def test_laws_of_four_lambdas_foretell_the_bd_rate_of_the_target(write_run):
     gain = (1.2 + 60 * 1e8**-0.35) / (1.2 + 60 * 1.6e6**-0.35)
     assert curve.bd_rate == pytest.approx(100 * (gain ** (5 / 3) - 1), abs=2)
     assert curve.interval.low < curve.bd_rate < curve.interval.high
-    assert f"BD-rate {curve.bd_rate:+.1f} %" in wording.across_lambdas([curve])[0]
+    assert f"BD-rate {curve.bd_rate:+.1f} %" in report_text.across_lambdas([curve])[0]
 
 
 def test_n_counts_the_part_asked_for(write_run):

@@ -1,0 +1,262 @@
+"""Every private name of DeepSpeed, and of torch's distributed code, that training relies on.
+
+Pinned to deepspeed 0.19 (pyproject.toml); tests/training/test_deepspeed_internals.py holds the
+installed version to `NAMES`. Engines and optimizers are typed `Any`: DeepSpeed's classes are
+unions whose members have what is used here only in some stages.
+"""
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from types import MethodType
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch._appdirs import user_cache_dir
+
+NAMES = {
+    "deepspeed.comm.torch": ("build_shm_op",),
+    "deepspeed.runtime.engine.DeepSpeedEngine": (
+        "_copy_recovery_script",
+        "_get_zero_ckpt_name",
+        "_load_zero_checkpoint",
+        "empty_partition_cache",
+        "zero_nvme_offload_optimizer",
+        "zero_offload_optimizer",
+    ),
+    "deepspeed.runtime.zero.stage3.DeepSpeedZeroOptimizer_Stage3": (
+        "_loss_scale_update_and_overflow_cleanup",
+        "_optimizer_states_and_gradient_swap_in",
+        "_optimizer_states_and_gradient_swap_out",
+        "_overflow_check_and_loss_scale_update",
+        "_reassign_or_swap_out_partitioned_parameters",
+        "_release_swap_buffers",
+        "_swappable_optimizer_subgroup",
+        "check_overflow",
+        "get_param_id",
+        "has_overflow",
+    ),
+    "torch.distributed.ProcessGroup": ("_get_sequence_number_for_group",),
+    "torch.distributed.distributed_c10d": ("_get_default_group",),
+    "torch": ("_foreach_lerp_",),
+    "torch._appdirs": ("user_cache_dir",),
+}
+"""Module or class -> what of it is used. Attributes made at run time (grad_position,
+fp32_partitioned_groups_flat, persistent_parameters, grad_partitions_flat_buffer, ds_id, ds_numel,
+ds_tensor, _hp_mapping) are held by the runs of tests/distributed."""
+
+
+# ------------------------------------------------------------------ joining a job
+
+
+def extensions_folder() -> Path:
+    """Where torch keeps the operators that DeepSpeed compiles."""
+    return Path(os.environ.get("TORCH_EXTENSIONS_DIR") or user_cache_dir("torch_extensions"))
+
+
+def has_compiler() -> bool:
+    """Whether there is a C++ compiler for DeepSpeed's operators."""
+    return shutil.which(os.environ.get("CXX", "c++")) is not None
+
+
+def do_without_shared_memory_reductions() -> None:
+    """Let gloo do all reductions: DeepSpeed would compile an operator for those inside a host."""
+    import deepspeed.comm.torch as backend
+
+    backend.build_shm_op = lambda: None
+
+
+def forget_shared_memory(rank: int) -> None:
+    """Remove the name of this rank's buffer for reductions inside a host, once all have opened it.
+
+    DeepSpeed never does: every job would leave 66 MB of memory taken on each rank's host.
+    """
+    address, port = os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]
+    name = f"deepspeed_allreduce_buffer_{os.getuid()}_{address}_{port}_{rank}"
+    Path("/dev/shm", name).unlink(missing_ok=True)
+
+
+def collective_calls() -> int:
+    """Collective operations this rank has called so far."""
+    group: Any = torch.distributed.distributed_c10d._get_default_group()
+    return group._get_sequence_number_for_group()
+
+
+def skip_recovery_script(engine: Any) -> None:
+    """Keep DeepSpeed from writing its conversion scripts beside every checkpoint.
+
+    On a full disk that fails between two collectives; `hpcm-scale export` does what they do.
+    """
+    engine._copy_recovery_script = lambda _: None
+
+
+# ------------------------------------------------------------------ parameters and master weights
+
+
+def is_partitioned(parameter: Tensor) -> bool:
+    """Whether ZeRO-3 has spread a parameter over the ranks."""
+    return hasattr(parameter, "ds_id")
+
+
+class ParamShard(NamedTuple):
+    """What this rank holds of one parameter's fp32 weights."""
+
+    start: int
+    """Index of its first value in the flattened parameter."""
+    values: Tensor
+    """1-D float32; the optimizer's own memory, not a copy."""
+
+
+def master_shards(engine: Any) -> dict[str, ParamShard]:
+    """This rank's part of the fp32 weights the optimizer updates, by parameter name.
+
+    All of every parameter in stage 0, where nothing is spread. In the other stages the shards of
+    all ranks make up every parameter once.
+    """
+    stage = engine.zero_optimization_stage()
+    shards = {}
+    for name, parameter in engine.module.named_parameters():
+        if stage == 3:
+            optimizer = engine.optimizer
+            group, first, count = optimizer.grad_position[optimizer.get_param_id(parameter)]
+            values = optimizer.fp32_partitioned_groups_flat[group].narrow(0, first, count)
+            start = engine.global_rank * values.numel()
+            values = values[: max(0, parameter.ds_numel - start)]  # the last ones are padding
+        elif getattr(parameter, "_hp_mapping", None) is not None:
+            mapping = parameter._hp_mapping
+            start, values = mapping.lp_fragment_address.start, mapping.hp_fragment
+        elif stage == 0:
+            start, values = 0, parameter.data.view(-1)
+        else:
+            continue  # all of it is on other ranks
+        if values.numel():
+            shards[name] = ParamShard(start, values)
+    return shards
+
+
+@torch.no_grad()
+def put_shards(engine: Any, shards: dict[str, ParamShard]) -> None:
+    """Make the network compute with `shards`; a collective in stages 1 to 3."""
+    stage = engine.zero_optimization_stage()
+    if stage < 3:
+        for name, parameter in engine.module.named_parameters():
+            whole = torch.zeros(parameter.numel(), device=parameter.device)
+            if name in shards:
+                start, values = shards[name]
+                whole[start : start + values.numel()] = values
+            if stage:
+                torch.distributed.all_reduce(whole)
+            parameter.data.copy_(whole.view_as(parameter))
+        return
+    # Whole parameters that some module still holds would go on being used.
+    engine.empty_partition_cache()
+    for name, parameter in engine.module.named_parameters():
+        if name in shards:
+            values = shards[name].values
+            parameter.ds_tensor.data[: values.numel()].copy_(values)
+    kept = engine.optimizer.persistent_parameters  # small, whole on every rank between the passes
+    if kept:
+        kept[0].all_gather(kept)
+
+
+def lerp(targets: list[Tensor], sources: list[Tensor], weight: float) -> None:
+    """targets <- targets + weight · (sources − targets), in place, all at once."""
+    torch._foreach_lerp_(targets, sources, weight)  # pyright: ignore[reportPrivateImportUsage]
+
+
+# ------------------------------------------------------------------ discarding a step
+
+
+def discards_steps(engine: Any) -> bool:
+    """Whether the optimizer is DeepSpeed's own, which can leave a step out."""
+    return hasattr(engine.optimizer, "has_overflow")
+
+
+def discard_steps_when(
+    engine: Any, is_bad: Callable[[], bool], bad_loss: Callable[[], bool]
+) -> None:
+    """Open DeepSpeed's way to discard a step, for floats that overflow, to every precision.
+
+    Args:
+        is_bad: for stage 3: whether gradient or loss of any rank is bad; a collective.
+        bad_loss: for the other stages, which look at gradients themselves: whether a loss was.
+    """
+    optimizer = engine.optimizer
+    if engine.zero_optimization_stage() == 3:
+        optimizer.has_overflow = lambda *_, **__: is_bad()
+        # It looks for overflows of 16-bit floats alone.
+        optimizer._overflow_check_and_loss_scale_update = MethodType(_always_check, optimizer)
+        return
+    has_overflow = optimizer.has_overflow
+    # The call is a collective: every rank makes it, whatever its loss.
+    optimizer.has_overflow = lambda *a, **k: bool(has_overflow(*a, **k)) or bad_loss()
+    optimizer.check_grad_overflow = True
+
+
+def _always_check(optimizer: Any, update_scale: bool = True) -> bool:
+    """Stage 3's `_overflow_check_and_loss_scale_update`, for every precision."""
+    optimizer.overflow = False
+    optimizer.check_overflow()
+    if not update_scale:
+        return optimizer.overflow
+    return optimizer._loss_scale_update_and_overflow_cleanup()
+
+
+def flat_gradients(engine: Any) -> Tensor:
+    """This rank's gradients in stage 3, flat."""
+    return engine.optimizer.grad_partitions_flat_buffer
+
+
+# ------------------------------------------------------------------ optimizer state on disks
+
+
+class SwappedOptimizer:
+    """A stage 3 optimizer whose state lies on disks between steps, in sub-groups."""
+
+    def __init__(self, engine: Any) -> None:
+        self._engine, self._optimizer = engine, engine.optimizer
+
+    @staticmethod
+    def has(engine: Any) -> bool:
+        """Whether the engine keeps any optimizer state on disks."""
+        return bool(getattr(engine.optimizer, "swap_optimizer", False))
+
+    def take_over_checkpoints(self, load: Callable[..., bool]) -> None:
+        """Have the engine neither copy swap files on saving nor read them, but call `load`."""
+        self._engine.zero_nvme_offload_optimizer = lambda: False
+        self._engine._load_zero_checkpoint = load
+
+    @property
+    def masters(self) -> list[Any]:
+        """Each sub-group's flat fp32 weights."""
+        return self._optimizer.fp32_partitioned_groups_flat
+
+    @property
+    def state(self) -> Any:
+        """Adam's state by master."""
+        return self._optimizer.state
+
+    def is_swapped(self, group: int) -> bool:
+        """Whether a sub-group is large enough to lie on disk."""
+        return self._optimizer._swappable_optimizer_subgroup(group)
+
+    def swap_in(self, group: int) -> None:
+        """Read a sub-group's state into memory."""
+        self._optimizer._optimizer_states_and_gradient_swap_in(group)
+
+    def release(self, group: int) -> None:
+        """Let a sub-group's memory go, unchanged on disk."""
+        self._optimizer._release_swap_buffers(group)
+
+    def put_back(self, group: int, swapped: bool) -> None:
+        """Give the network a sub-group's weights, and the disk its state."""
+        self._optimizer._reassign_or_swap_out_partitioned_parameters(group)
+        if swapped:
+            self._optimizer._optimizer_states_and_gradient_swap_out(group)
+
+    def saved_state(self, load_dir: str, tag: str) -> dict[str, Any]:
+        """What DeepSpeed itself saved of this rank's optimizer."""
+        path = self._engine._get_zero_ckpt_name(load_dir, tag)
+        return self._engine.checkpoint_engine.load(path, "cpu")["optimizer_state_dict"]
