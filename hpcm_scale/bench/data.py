@@ -8,13 +8,13 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
-import webdataset
 from rich.table import Table
 from torch.utils.data import DataLoader, Dataset, RandomSampler
+from webdataset.compat import WebDataset
 
 from hpcm_scale.config import DataConfig
 from hpcm_scale.data.augment import Crop
@@ -72,8 +72,8 @@ def _webdataset_batches(
     def crop(sample: dict[str, Any]) -> torch.Tensor:
         return torch.from_numpy(decoder(sample["image"], side))
 
-    dataset = (
-        webdataset.WebDataset(urls, shardshuffle=len(urls), empty_check=False)
+    dataset: Any = (  # its stages are added to the class at run time
+        cast(Any, WebDataset)(urls, shardshuffle=len(urls), empty_check=False)
         .shuffle(256)
         .rename(image="png;jpg;jpeg;webp")
         .map(crop)

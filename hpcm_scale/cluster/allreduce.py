@@ -10,9 +10,8 @@ import sys
 import time
 
 import torch
-from deepspeed.accelerator import get_accelerator
 
-from hpcm_scale.training.engine import init_distributed
+from hpcm_scale.training.engine import accelerator, init_distributed
 
 BYTES = 32 * 2**20
 REPEATS = 5
@@ -22,7 +21,7 @@ TIMEOUT = 60.0
 
 def main() -> None:
     rank, world = init_distributed(TIMEOUT)
-    device = torch.device(get_accelerator().device_name(int(os.environ["LOCAL_RANK"])))
+    device = torch.device(accelerator().device_name(int(os.environ["LOCAL_RANK"])))
     seconds = []
     right = True
     for _ in range(1 + REPEATS):
@@ -30,7 +29,7 @@ def main() -> None:
         torch.distributed.barrier()
         begun = time.monotonic()
         torch.distributed.all_reduce(values)
-        get_accelerator().synchronize()
+        accelerator().synchronize()
         seconds.append(time.monotonic() - begun)
         right = right and bool((values == world * (world + 1) / 2).all())
     wrong = torch.tensor([float(not right)], device=device)

@@ -279,9 +279,9 @@ class Codec:
                 priced = self._network.density.bits(symbols, scale)
                 out.bits += float((priced if masks is None else priced * masks[step]).sum())
             with timing.entropy_part():
-                group = tuple(_coded(x, masks, step) for x in (symbols, index.to(torch.uint8)))
-                digest.update(group[0])
-                out.groups.append((*group, self._y_models))
+                values, table = (_coded(x, masks, step) for x in (symbols, index.to(torch.uint8)))
+                digest.update(values)
+                out.groups.append((values, table, self._y_models))
             return symbols
 
         self._path(self.portable).walk(z_symbols, code)

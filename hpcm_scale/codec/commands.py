@@ -79,11 +79,11 @@ def encode_files(
         for notice in encoded.notices:
             report(f"  note: {notice}")
         if verbose:
-            bits = 8 * encoded.payload_bytes
+            bits, estimate = 8 * encoded.payload_bytes, encoded.estimated_bits or math.nan
             report(
                 f"  network {encoded.timing.network:.2f} s, entropy coding "
                 f"{encoded.timing.entropy:.3f} s; payload {bits} bits, the model's estimate "
-                f"{encoded.estimated_bits:.0f} ({bits / encoded.estimated_bits - 1:+.2%}); "
+                f"{estimate:.0f} ({bits / estimate - 1:+.2%}); "
                 f"identity {codec.identity.hex()}"
             )
 
@@ -241,7 +241,7 @@ def _targets(inputs: Sequence[str], output: str | None, suffix: str) -> list[str
     into_folder = output is not None and (
         len(inputs) > 1 or output.endswith("/") or Path(output).is_dir()
     )
-    if into_folder and (output == PIPE or Path(output).is_file()):
+    if output is not None and into_folder and (output == PIPE or Path(output).is_file()):
         raise DataError(f"--output: {output} cannot take {len(inputs)} files; name a folder")
     if output is not None and not into_folder:
         targets = [output]
@@ -309,8 +309,8 @@ def _verify(codec: Codec, picture: Picture, data: bytes) -> float:
     """PSNR in dB of what `data` decodes to; raises BitstreamError if it does not decode."""
     decoded = codec.decompress(data).picture
     same_alpha = (
-        decoded.alpha is None
-        if picture.alpha is None
+        decoded.alpha is picture.alpha
+        if picture.alpha is None or decoded.alpha is None
         else np.array_equal(picture.alpha, decoded.alpha)
     )
     if not same_alpha or decoded.icc != picture.icc:

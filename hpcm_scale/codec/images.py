@@ -129,8 +129,8 @@ def picture_of(image: Image.Image | np.ndarray, name: str = "image") -> Picture:
         image = Image.fromarray(image)
     check_size(image.width, image.height, name)
     notices = []
-    if getattr(image, "n_frames", 1) > 1:
-        notices.append(f"only the first of {image.n_frames} frames is kept")
+    if (frames := getattr(image, "n_frames", 1)) > 1:
+        notices.append(f"only the first of {frames} frames is kept")
     icc = image.info.get("icc_profile") or None
     if _sixteen_bits(image):
         notices.append("16 bits a channel are reduced to 8")

@@ -43,7 +43,7 @@ def analyse(network: CodecNetwork, pictures: list[np.ndarray], memory: int) -> T
 
     reach = analysis_reach(network.config)
     side = piece_side(network.config, reach, memory // len(pictures))
-    in_pieces(*shape[-2:], side // LATENT, reach // LATENT, run)
+    in_pieces(shape[-2], shape[-1], side // LATENT, reach // LATENT, run)
     return y
 
 
@@ -77,7 +77,8 @@ def synthesise(
 
     reach = synthesis_reach(network.config)
     side = piece_side(network.config, reach, memory)
-    in_pieces(*y_hat.shape[-2:], side // LATENT, reach // LATENT, run)
+    rows, columns = y_hat.shape[-2:]
+    in_pieces(rows, columns, side // LATENT, reach // LATENT, run)
     return pixels
 
 

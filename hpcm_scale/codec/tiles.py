@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hpcm_scale.config import ModelConfig
+from hpcm_scale.config import HpcmConfig, ModelConfig
 
 LATENT = 16
 """Pixels along the side of a latent."""
@@ -111,8 +111,14 @@ def largest_tile(config: ModelConfig, multiple: int, memory: int) -> int:
     return max(multiple, side // multiple * multiple)
 
 
+WHOLE = 1 << 20
+"""Side of a piece, in pixels, that holds any picture."""
+
+
 def piece_side(config: ModelConfig, reach: int, memory: int) -> int:
     """Side of the pieces, in pixels, on which g_a and g_s keep within `memory` bytes."""
+    if not isinstance(config, HpcmConfig):
+        return WHOLE
     # A block holds its input, what it mixes, its hidden channels and its output, at most at
     # once; half as much again for what the allocator and the convolutions keep.
     widths = (*config.widths, config.latent_channels)
@@ -124,13 +130,16 @@ def piece_side(config: ModelConfig, reach: int, memory: int) -> int:
 
 
 def analysis_reach(config: ModelConfig) -> int:
-    """Pixels beyond its own that a latent of g_a depends on, rounded up to whole latents."""
-    return _reach(config.analysis_depths)
+    """Pixels beyond its own that a latent of g_a depends on, rounded up to whole latents.
+
+    0 for networks that are not cut into pieces: their transforms reach across the picture.
+    """
+    return _reach(config.analysis_depths) if isinstance(config, HpcmConfig) else 0
 
 
 def synthesis_reach(config: ModelConfig) -> int:
-    """Pixels beyond a latent's own that it influences through g_s, rounded up to whole latents."""
-    return _reach(config.synthesis_depths)
+    """Pixels beyond a latent's own that it influences through g_s, likewise."""
+    return _reach(config.synthesis_depths) if isinstance(config, HpcmConfig) else 0
 
 
 def _reach(depths: tuple[int, ...]) -> int:

@@ -29,7 +29,7 @@ class DataConfig(StrictModel):
     """Samples shuffled among each other on top of the shuffled shards; 1 reads shards in order."""
     cache: str = "~/.cache/hpcm_scale/shards"
     """Folder for the shards of a remote dataset, shared by the ranks of a host."""
-    cache_gb: float = Field(100, gt=0)
+    cache_gb: float = Field(default=100, gt=0)
     """Bound of that folder in 10^9 bytes; the shards unused for longest are deleted first."""
-    max_bad_rate: float = Field(0.01, ge=0, le=1)
+    max_bad_rate: float = Field(default=0.01, ge=0, le=1)
     """Share of undecodable samples past which the run stops; 0 stops at the first."""

@@ -40,11 +40,11 @@ class SizeConfig(StrictModel):
 
     width: float = Field(gt=0)
     """Multiplies every channel count of the variant."""
-    depth: float = Field(1.0, gt=0)
+    depth: float = Field(default=1.0, gt=0)
     """Multiplies the number of residual blocks of every part that has any."""
-    seeds: tuple[Count, ...] | None = Field(None, min_length=1)
+    seeds: tuple[Count, ...] | None = Field(default=None, min_length=1)
     """Seeds of this size; the ladder's if not given."""
-    lr: float | None = Field(None, gt=0)
+    lr: float | None = Field(default=None, gt=0)
     """Its peak learning rate, instead of the rule's."""
 
     @property
@@ -66,7 +66,7 @@ class RateRule(StrictModel):
     """The learning rate there."""
     exponent: float
     """0 for one rate at all sizes; -1 with the width is that of arXiv 2203.03466."""
-    max_lr: float | None = Field(None, gt=0)
+    max_lr: float | None = Field(default=None, gt=0)
     """No size gets more than this."""
     source: str = Field(min_length=1)
     """Where rate and exponent come from: a paper, or a sweep and what it found."""
@@ -82,11 +82,11 @@ class AblationsConfig(StrictModel):
 
     width: float = Field(gt=0)
     """The size's width: one of `sizes`."""
-    depth: float = Field(1.0, gt=0)
+    depth: float = Field(default=1.0, gt=0)
     """The size's depth."""
-    seeds: tuple[Count, ...] = Field((1, 2, 3), min_length=1)
+    seeds: tuple[Count, ...] = Field(default=(1, 2, 3), min_length=1)
     """Seeds of every ablation; the unchanged size is trained with them too."""
-    lmbda: float | None = Field(None, gt=0)
+    lmbda: float | None = Field(default=None, gt=0)
     """The λ they are compared at; the ladder's first if not given."""
     changes: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+$")], dict[str, Any]] = Field(
         min_length=1
@@ -108,13 +108,13 @@ class LadderConfig(StrictModel):
     """The family: a name in configs/models, or the path of such a file."""
     sizes: tuple[SizeConfig, ...] = Field(min_length=1)
     """Its rungs."""
-    lambdas: tuple[Above0, ...] = Field((0.013,), min_length=1)
+    lambdas: tuple[Above0, ...] = Field(default=(0.013,), min_length=1)
     """λ of distortion + rate."""
-    seeds: tuple[Count, ...] = Field((1,), min_length=1)
+    seeds: tuple[Count, ...] = Field(default=(1,), min_length=1)
     """Of the sizes that do not give their own."""
-    crops: tuple[Positive, ...] | None = Field(None, min_length=1)
+    crops: tuple[Positive, ...] | None = Field(default=None, min_length=1)
     """Lengths in crops. One of crops and flops must be given."""
-    flops: tuple[Above0, ...] | None = Field(None, min_length=1)
+    flops: tuple[Above0, ...] | None = Field(default=None, min_length=1)
     """Lengths in counted training FLOPs."""
     branch: bool = True
     """Of several lengths only the longest is trained whole, where the learning rate is constant
@@ -228,12 +228,13 @@ def load_ladder(path: Path | str, changes: list[str] | None = None) -> LadderCon
     """
     ladder = parse(LadderConfig, read_changed(path, changes), str(path))
     ablations = ladder.ablations.changes if ladder.ablations else {}
-    try:
-        for name, change in ({"": {}} | ablations).items():
+    for name, change in ({"": {}} | ablations).items():
+        try:
             ladder.run_config(
                 name or "run", ladder.sizes[0], lmbda=1, seed=0, lr=1, length=1, changes=change
             )
-    except ConfigError as error:
-        where = f"ablation {name}: " if name else ""
-        raise ConfigError(f"{path}: {where}{str(error).removeprefix(ladder.name + ': ')}") from None
+        except ConfigError as error:
+            where = f"ablation {name}: " if name else ""
+            reason = str(error).removeprefix(f"{ladder.name}: ")
+            raise ConfigError(f"{path}: {where}{reason}") from None
     return ladder

@@ -15,9 +15,9 @@ class ModelChoice(StrictModel):
 
     variant: str = "base"
     """A name in configs/models, or the path of such a file."""
-    width: float = Field(1.0, gt=0)
+    width: float = Field(default=1.0, gt=0)
     """Multiplies every channel count of the variant."""
-    depth: float = Field(1.0, gt=0)
+    depth: float = Field(default=1.0, gt=0)
     """Multiplies the number of residual blocks of every part that has any."""
     overrides: dict[str, Any] = Field(default_factory=dict)
     """Fields of ModelConfig set after the dials, such as `fusion: psi`."""
@@ -28,7 +28,7 @@ class LossConfig(StrictModel):
 
     distortion: Literal["mse", "ms-ssim"] = "mse"
     """mse: λ·255²·MSE + bpp, MSE of values in [0, 1]. ms-ssim: λ·(1 − MS-SSIM) + bpp."""
-    lmbda: float = Field(0.013, gt=0)
+    lmbda: float = Field(default=0.013, gt=0)
     """λ of distortion + rate. The papers train .0018 .0035 .0067 .013 .025 .0483 for mse and
     2.4 4.58 8.73 16.64 31.73 60.5 for ms-ssim."""
 
@@ -40,16 +40,16 @@ class OptimizerConfig(StrictModel):
 
     type: Literal["adam", "adamw"] = "adam"
     """adamw decouples the weight decay from the gradient; without weight decay they are one."""
-    lr: float = Field(1e-4, gt=0)
+    lr: float = Field(default=1e-4, gt=0)
     """Peak learning rate. 1e-4 is the papers' for Base; narrow models bear ten times as much."""
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (
         0.9,
         0.999,
     )
     """Decay of Adam's running mean and variance of the gradient."""
-    weight_decay: float = Field(0, ge=0)
+    weight_decay: float = Field(default=0, ge=0)
     """Of every parameter; the papers use none."""
-    grad_clip_norm: float = Field(1.0, gt=0)
+    grad_clip_norm: float = Field(default=1.0, gt=0)
     """Largest norm of the gradient over all parameters (the papers' 1.0)."""
     warmup_steps: Count = 0
     """Steps over which the learning rate rises linearly from 0."""
@@ -57,15 +57,15 @@ class OptimizerConfig(StrictModel):
     """After the warm-up. constant: then a linear decay to 0 over the last `decay_fraction`, so that
     runs of several lengths share all but their ends (arXiv 2405.18392). step: multiplied by
     `factors` past `milestones`. cosine: half a cosine down to `final_lr_fraction` of the peak."""
-    decay_fraction: float = Field(0.25, ge=0, le=1)
+    decay_fraction: float = Field(default=0.25, ge=0, le=1)
     """constant: the last part of the run, over which the learning rate falls linearly to 0."""
     milestones: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = (0.8, 0.9, 0.95)
     """step: shares of the run after which the rate changes (the papers': 1.6, 1.8, 1.9 of 2 M)."""
     factors: tuple[Annotated[float, Field(gt=0)], ...] = (0.2, 0.05, 0.01)
     """step: the share of the peak from each milestone on (the papers' 2e-5, 5e-6, 1e-6)."""
-    final_lr_fraction: float = Field(0.01, ge=0, le=1)
+    final_lr_fraction: float = Field(default=0.01, ge=0, le=1)
     """cosine: the share of the peak that the run ends at."""
-    ema: float | None = Field(None, gt=0, lt=1)
+    ema: float | None = Field(default=None, gt=0, lt=1)
     """Decay a step of an exponential moving average of the weights, which validation and export
     then use; none is kept if not given. Young averages forget faster: min(ema, (1+t)/(10+t))."""
 
@@ -103,9 +103,9 @@ class GuardConfig(StrictModel):
     max_skipped: Positive = 10
     """Steps skipped one after the other, for losses or gradients that are not finite, that end
     the run; its last good checkpoint stays."""
-    spike_factor: float = Field(2.0, gt=1)
+    spike_factor: float = Field(default=2.0, gt=1)
     """A loss above this many times its running average is recorded as a spike."""
-    timeout: float = Field(600, gt=0)
+    timeout: float = Field(default=600, gt=0)
     """Seconds a rank waits for another in one collective operation before it gives the job up."""
 
 
@@ -118,7 +118,7 @@ class RunConfig(StrictModel):
     """What the run is called; its folder is `out`/`name`."""
     out: Path = Path("runs")
     """Folder of run folders."""
-    seed: int = Field(0, ge=0)
+    seed: int = Field(default=0, ge=0)
     """Of initialisation, sample order, crops and quantisation noise."""
     model: ModelChoice = ModelChoice()
     """The network."""
@@ -134,9 +134,9 @@ class RunConfig(StrictModel):
     """Length of the run in optimizer steps. One of steps, crops and flops must be given."""
     crops: Positive | None = None
     """Length of the run in crops, rounded up to whole steps."""
-    flops: float | None = Field(None, gt=0)
+    flops: float | None = Field(default=None, gt=0)
     """Length of the run in counted training FLOPs, rounded up to whole steps."""
-    max_hours: float | None = Field(None, gt=0)
+    max_hours: float | None = Field(default=None, gt=0)
     """Wall time after which a session of the run saves and stops, to be resumed; the learning rate
     does not know of it."""
     batch: Positive = 32

@@ -1,9 +1,10 @@
 """Strict pydantic models: unknown keys are errors, a bad value is named in one line."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TypeVar, get_args
+from typing import Annotated, Any, ClassVar, ParamSpec, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -21,15 +22,23 @@ class StrictModel(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
-    if TYPE_CHECKING:  # pydantic makes it for frozen models
-
-        def __hash__(self) -> int: ...
-
     renamed: ClassVar[Mapping[str, str]] = {}
     """Fields by the names they had in version 0.1, which are still read for one version."""
 
 
 T = TypeVar("T", bound=StrictModel)
+
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def cached(function: Callable[P, R]) -> Callable[P, R]:
+    """Keep the results of `function` for the arguments it was last called with.
+
+    `lru_cache` for functions of frozen models, which type checkers take for unhashable.
+    """
+    return lru_cache(maxsize=256)(function)  # pyright: ignore[reportReturnType]
 
 
 def describe(error: ValidationError, source: str) -> str:

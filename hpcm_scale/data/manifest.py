@@ -191,7 +191,7 @@ class Manifest:
         shards = tuple(Shard.from_json(entry, source) for entry in entries)
         if len({shard.path for shard in shards}) != len(shards):
             raise DataError(f"{source}: lists a shard twice")
-        rest = {k: values.get(k) for k in ("recipe", "source", "report")}
+        rest: dict[str, Any] = {k: values.get(k) for k in ("recipe", "source", "report")}
         if not all(isinstance(value, dict) for value in rest.values()):
             raise DataError(f"{source}: recipe, source or report is missing")
         return cls(shards, str(values.get("made_by")), **rest)

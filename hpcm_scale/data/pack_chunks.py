@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import webdataset
+from webdataset.writer import TarWriter
 
 from hpcm_scale.data.manifest import NAME, Manifest, Shard
 from hpcm_scale.data.prepare import Prepared, Skipped
@@ -222,12 +222,12 @@ def _link(source: Path, target: Path) -> None:
 
 
 @contextmanager
-def _tar_writer(target: Path) -> Iterator[webdataset.TarWriter]:
+def _tar_writer(target: Path) -> Iterator[TarWriter]:
     """A tar that appears at `target` when it is whole. Its time stamps are fixed: the same images
     make the same bytes."""
     with (
         atomic_path(target) as temporary,
         temporary.open("wb") as stream,
-        webdataset.TarWriter(stream, encoder=False, mtime=0) as writer,
+        TarWriter(stream, encoder=False, mtime=0) as writer,
     ):
         yield writer

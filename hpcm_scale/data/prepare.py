@@ -105,7 +105,7 @@ def _as_rgb(image: Image.Image, recipe: Recipe) -> Image.Image:
             alpha = image.convert("RGBA").getchannel("A")
         except DECODE_ERRORS as error:
             raise BadImage("corrupt", str(error) or type(error).__name__) from None
-        if alpha.getextrema()[0] < 255:
+        if alpha.histogram()[255] < alpha.width * alpha.height:
             raise BadImage("transparent", "has pixels that can be seen through")
     return decode(image)
 

@@ -12,7 +12,7 @@ from hpcm_scale.data.images import PIXEL_LIMIT
 class ValConfig(StrictModel):
     """The images kept for validation. Packing again never moves an image to the other side."""
 
-    fraction: float = Field(0.0, ge=0, lt=1)
+    fraction: float = Field(default=0.0, ge=0, lt=1)
     """Share of all images, chosen by the hash of their pixels."""
     names: tuple[str, ...] = ()
     """Images by name, without folder and suffix; for a set too small to leave to chance."""
@@ -33,9 +33,9 @@ class Recipe(StrictModel):
     """Under which terms the images may be used; copied to the manifest."""
     min_side: Positive = 256
     """Images with a shorter side, in pixels, are left out: training crops must fit."""
-    max_pixels: int = Field(100_000_000, gt=0, le=PIXEL_LIMIT)
+    max_pixels: int = Field(default=100_000_000, gt=0, le=PIXEL_LIMIT)
     """Images with more pixels are left out before anything of them is decoded."""
-    jpeg_downscale: float = Field(1.0, gt=0, le=1)
+    jpeg_downscale: float = Field(default=1.0, gt=0, le=1)
     """Factor by which the sides of JPEG sources are scaled (0.5 hides most of their artefacts)."""
     format: Literal["keep", "png", "webp"] = "keep"
     """Bytes in the shards: as they were, or re-encoded without loss. What changes on the way
@@ -45,7 +45,7 @@ class Recipe(StrictModel):
     than 8 bits a channel, or several frames are always left out."""
     val: ValConfig = ValConfig()
     """Which images are kept for validation."""
-    shard_mb: float = Field(256, gt=0)
+    shard_mb: float = Field(default=256, gt=0)
     """Source bytes that go into one shard, in 10^6."""
 
 

@@ -42,7 +42,10 @@ def read_remote(url: str) -> bytes:
 
 def sha256_of(stream: BinaryIO) -> str:
     """SHA-256 of the rest of an open file."""
-    return hashlib.file_digest(stream, "sha256").hexdigest()
+    digest = hashlib.sha256()
+    while data := stream.read(1 << 20):
+        digest.update(data)
+    return digest.hexdigest()
 
 
 class Cache:
@@ -78,7 +81,8 @@ class Cache:
                     continue
                 if sha256_of(file) == shard.sha256:
                     # Set by hand: the kernel's own stamps are too coarse to order uses by.
-                    os.utime(file.fileno(), ns=(time.time_ns(),) * 2)
+                    now = time.time_ns()
+                    os.utime(file.fileno(), ns=(now, now))
                     file.seek(0)
                     return file
                 log.warning("%s: this copy of %s is damaged, fetching again", path, url)
@@ -149,6 +153,7 @@ def _retry(url: str, attempt: Callable[[], T]) -> T:
     Raises:
         DataError: naming the URL and the last cause.
     """
+    cause = ""
     for number in range(ATTEMPTS):
         if number:
             time.sleep(BACK_OFF * 2 ** (number - 1))

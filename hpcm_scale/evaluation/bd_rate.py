@@ -1,6 +1,7 @@
 """Bjøntegaard deltas: the mean difference between two rate-distortion curves (VCEG-M33)."""
 
-from typing import Literal, Protocol
+from collections.abc import Callable
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from scipy.interpolate import Akima1DInterpolator, PchipInterpolator
@@ -13,7 +14,7 @@ LEAST_POINTS = {"pchip": 2, "akima": 2, "cubic": 4}
 
 
 class _Curve(Protocol):
-    def integrate(self, a: float, b: float) -> np.ndarray: ...
+    def integrate(self, a: float, b: float) -> Any: ...
 
 
 class _Cubic:
@@ -22,12 +23,12 @@ class _Cubic:
     def __init__(self, x: np.ndarray, y: np.ndarray) -> None:
         self._polynomial = np.polynomial.Polynomial.fit(x, y, 3)
 
-    def integrate(self, a: float, b: float) -> np.ndarray:
+    def integrate(self, a: float, b: float) -> Any:
         primitive = self._polynomial.integ()
         return primitive(b) - primitive(a)
 
 
-_CURVES: dict[str, type[_Curve]] = {
+_CURVES: dict[str, Callable[[np.ndarray, np.ndarray], _Curve]] = {
     "pchip": PchipInterpolator,
     "akima": Akima1DInterpolator,
     "cubic": _Cubic,
@@ -60,8 +61,9 @@ def bd_rate(
     """
     anchor = _checked("anchor", anchor_rate, anchor_quality, method)
     curve = _checked("curve", rate, quality, method)
-    pairs = [(q, np.log(r)) for r, q in (anchor, curve)]
-    return float(100 * np.expm1(_mean_difference(*pairs, method, "quality")))
+    (r0, q0), (r1, q1) = anchor, curve
+    difference = _mean_difference((q0, np.log(r0)), (q1, np.log(r1)), method, "quality")
+    return float(100 * np.expm1(difference))
 
 
 def bd_psnr(
@@ -83,8 +85,8 @@ def bd_psnr(
     """
     anchor = _checked("anchor", anchor_rate, anchor_quality, method)
     curve = _checked("curve", rate, quality, method)
-    pairs = [(np.log(r), q) for r, q in (anchor, curve)]
-    return float(_mean_difference(*pairs, method, "rate"))
+    (r0, q0), (r1, q1) = anchor, curve
+    return float(_mean_difference((np.log(r0), q0), (np.log(r1), q1), method, "rate"))
 
 
 def _checked(

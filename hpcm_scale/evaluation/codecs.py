@@ -220,6 +220,7 @@ def model_settings(
     members: dict[str, tuple[ModelConfig, set[float | None]]] = {}
     settings = []
     for info in sorted(infos, key=lambda info: info.lmbda or 0):
+        curve = ""
         # The first curve of this architecture that has no model of this λ yet.
         for number in count(1):
             curve = f"HPCM {info.config.name}" + (f" #{number}" if number > 1 else "")

@@ -101,7 +101,7 @@ def _command_coder(codec: CommandCodec, quality: str) -> Coder:
     def decode(data: bytes) -> Measured[np.ndarray]:
         png = _command(codec.decode, quality, data, codec.extension, ".png")
         image = Image.open(io.BytesIO(png.value), formats=("PNG",))
-        return png._replace(value=np.asarray(image.convert("RGB")))
+        return Measured(np.asarray(image.convert("RGB")), png.seconds, png.peak_mib)
 
     return Coder(encode, decode)
 

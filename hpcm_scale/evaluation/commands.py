@@ -83,7 +83,9 @@ def evaluate_codecs(
         written.append(folder / "comparison.html")
         write_page(subject, rivals, shown, place, memory, written[-1])
     console.print(
-        table.measured_table(found.curves, found.deltas, found.anchor, str(data), found.machines)
+        table.measured_table(
+            found.curves, found.deltas, found.anchor or "", str(data), found.machines
+        )
     )
     console.print(f"{folder}: {', '.join(path.name for path in written)}", highlight=False)
     if found.failures:

@@ -50,14 +50,15 @@ def write_page(
     Raises:
         HpcmError: if a picture cannot be read or coded.
     """
-    coder = subject.open()
+    assert subject.model is not None  # its caller chooses one of a model
+    coder, label = subject.open(), subject.model.label
     network = load_model(subject.model.path, device).network
     pictures = []
     for path in images:
         pixels = rgb(read_picture(path))
         data = coder.encode(pixels).value
         decoded = coder.decode(data).value
-        views = [_view(f"HPCM {subject.model.label}", pixels, decoded, len(data), None)]
+        views = [_view(f"HPCM {label}", pixels, decoded, len(data), None)]
         for name in rivals:
             coded = nearest_in_size(PILLOW[name], pixels, len(data))
             views.append(_rival(NAMES[name], PILLOW[name], pixels, coded))

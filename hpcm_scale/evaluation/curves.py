@@ -3,7 +3,7 @@
 import csv
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -40,7 +40,9 @@ class Curve:
     """Read from a file, not measured in this evaluation."""
 
     @classmethod
-    def of_points(cls, name: str, found: dict[str, tuple[list[float], list[float]]]) -> Self:
+    def of_points(
+        cls, name: str, found: Mapping[str, tuple[Sequence[float], Sequence[float | None]]]
+    ) -> Self:
         """A published curve: by metric, its rates and qualities.
 
         Rates of two metrics may differ: they are of models trained for each.
@@ -181,7 +183,9 @@ def _delta(anchor: Curve, curve: Curve, metric: str, method: Method) -> Delta:
         except RunError as error:
             values.append(None)
             refusals.append(str(error).removeprefix("BD-rate: "))
-    return Delta(curve.name, metric, method, *values, "; ".join(dict.fromkeys(refusals)) or None)
+    rate, difference = values
+    refused = "; ".join(dict.fromkeys(refusals)) or None
+    return Delta(curve.name, metric, method, rate, difference, refused)
 
 
 def write(

@@ -132,7 +132,8 @@ def evaluate(
 
     done = {key for key, row in log.read().items() if "error" not in row}
     state.wait_for_everyone()  # nobody writes before everybody has read
-    with state.split_between_processes(list(images)) as mine:
+    with state.split_between_processes(list(images)) as share:
+        mine = [path for path in share if isinstance(path, Path)]
         jobs = [
             (setting, [image for image in mine if key_of(setting, image) not in done])
             for setting in settings

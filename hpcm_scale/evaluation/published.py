@@ -82,10 +82,14 @@ def read_points(source: str) -> list[Curve]:
     return [Curve.of_points(f"{name} (published)", quality) for name, quality in found.items()]
 
 
-def _compressai(results: dict[str, list[float]]) -> dict[str, tuple[list[float], list[float]]]:
+def _compressai(
+    results: dict[str, list[float]],
+) -> dict[str, tuple[list[float], list[float | None]]]:
     """By metric, rates and qualities."""
     quality = results.get("psnr-rgb") or results["psnr"]
-    found = {"psnr": (results["bpp"], quality)}
+    found: dict[str, tuple[list[float], list[float | None]]] = {
+        "psnr": (results["bpp"], list(quality))
+    }
     if similarity := results.get("ms-ssim-rgb"):
         found["ms_ssim_db"] = (results["bpp"], [decibels(x) for x in similarity])
     return found

@@ -9,7 +9,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from fnmatch import fnmatch
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,6 +23,7 @@ from hpcm_scale.config import (
     RunConfig,
     SizeConfig,
 )
+from hpcm_scale.config.strict import cached
 from hpcm_scale.errors import RunError
 from hpcm_scale.files import atomic_write
 from hpcm_scale.models.complexity import count_flops, count_parameters
@@ -70,7 +70,7 @@ class LadderRun:
         return self.steps - self.branch_step
 
 
-@lru_cache(maxsize=256)
+@cached
 def _model(variant: str, width: float, depth: float, overrides: str) -> ModelConfig:
     return model_config(variant, width, depth, json.loads(overrides))
 
@@ -81,14 +81,14 @@ def model_of(choice: ModelChoice) -> ModelConfig:
     return _model(choice.variant, choice.width, choice.depth, overrides)
 
 
-@lru_cache(maxsize=256)
+@cached
 def parameters_of(model: ModelConfig) -> dict[str, int]:
     """Parameters by part, and "total"."""
     with torch.device("meta"):
         return count_parameters(build(model))
 
 
-@lru_cache(maxsize=256)
+@cached
 def flops_of(model: ModelConfig, crop: int) -> float:
     """Training FLOPs of one crop."""
     return count_flops(model, crop).train

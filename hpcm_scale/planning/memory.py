@@ -10,7 +10,6 @@ import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -19,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from hpcm_scale.config import ModelConfig
+from hpcm_scale.config.strict import cached
 from hpcm_scale.models.blocks import residual
 from hpcm_scale.models.zoo import build
 from hpcm_scale.training.zero_layout import TIGHT_HEAP_BOUNDARY, ZeroLayout
@@ -117,7 +117,7 @@ def _kernels_of(device: str) -> Iterator[None]:
         residual._rows = rows
 
 
-@lru_cache(maxsize=256)
+@cached
 def count_activations(
     model: ModelConfig,
     crop: int,

@@ -58,7 +58,7 @@ def equal_images(runs: Sequence[Run], part: SizePart) -> Design:
             f"L(N) takes the {chosen.sum()} runs that saw {images[chosen].max():.4g} images; "
             f"{(~chosen).sum()} that saw another number are left out of it"
         )
-    kept = np.flatnonzero(chosen)
+    kept = np.flatnonzero(chosen).tolist()
     rows = [(runs[i], len(runs[i].curve["loss"]) - 1) for i in kept]
     return Design(n[kept][None], rows, np.arange(len(kept)), cautions)
 

@@ -42,31 +42,57 @@ class Prediction:
     size: float
     value: float
     interval: Interval
+    """Closed at both ends."""
     measured: float | None = None
     """The mean loss found there, when there was a run."""
 
 
 @dataclass
-class FittedLaw:
-    """One law of one metric: fitted, or refused with the reason."""
+class UnfittedLaw:
+    """One law of one metric that the runs cannot carry."""
 
     name: str
     """L(N), L(C) or L(N, D), L standing for the metric."""
     metric: Metric
-    design: Design | None
-    y: np.ndarray | None
-    """(n,) the metric at the design's points."""
-    fit: Fit | None = None
+    refusal: str
+    """Why."""
+    design: Design | None = None
+    """The points there are, where there are any."""
+    cautions: list[str] = field(default_factory=list)
+
+    @property
+    def label(self) -> str:
+        """Its name, of its metric."""
+        return self.name.replace("L", self.metric, 1)
+
+
+@dataclass
+class FittedLaw:
+    """One law of one metric."""
+
+    name: str
+    """L(N), L(C) or L(N, D), L standing for the metric."""
+    metric: Metric
+    design: Design
+    fit: Fit
     huber: HuberFit | None = None
     bootstrap: Bootstrap | None = None
-    refusal: str | None = None
     cautions: list[str] = field(default_factory=list)
     held_out: Prediction | None = None
     extrapolation: Prediction | None = None
 
     @property
     def label(self) -> str:
+        """Its name, of its metric."""
         return self.name.replace("L", self.metric, 1)
+
+    @property
+    def y(self) -> np.ndarray:
+        """(n,) the metric at the design's points."""
+        return self.design.metric(self.metric)
+
+
+Law = FittedLaw | UnfittedLaw
 
 
 @dataclass
@@ -75,17 +101,23 @@ class Family:
 
     label: str
     runs: list[Run]
-    size_laws: dict[Metric, FittedLaw]
-    frontier: FittedLaw
-    surface: FittedLaw
+    size_laws: dict[Metric, Law]
+    frontier: Law
+    surface: Law
     isoflop: IsoFlop | None
     isoflop_refusal: str | None
     cost: Cost | None
     optima: list[Optimum]
 
     @property
-    def laws(self) -> list[FittedLaw]:
+    def laws(self) -> list[Law]:
+        """All of them."""
         return [*self.size_laws.values(), self.frontier, self.surface]
+
+    @property
+    def fitted(self) -> list[FittedLaw]:
+        """Those that were fitted."""
+        return [law for law in self.laws if isinstance(law, FittedLaw)]
 
 
 @dataclass(frozen=True)

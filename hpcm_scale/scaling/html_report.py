@@ -8,7 +8,7 @@ from pathlib import Path
 from hpcm_scale import __version__
 from hpcm_scale.runs.records import Run
 from hpcm_scale.scaling import report_text
-from hpcm_scale.scaling.fit_results import Family, Settings, Study
+from hpcm_scale.scaling.fit_results import Family, FittedLaw, Settings, Study
 
 CAPTIONS = {
     "loss-against-size": "Loss against size at equal images: each run's last validation.",
@@ -101,8 +101,7 @@ def _family(family: Family, pictures: Sequence[tuple[str, Path]], settings: Sett
         out.append(_list("Before believing the numbers", cautions, "cautions"))
     if refused := report_text.refusals(family):
         out.append(_list("Not fitted", refused, "refusals"))
-    fitted = [law for law in family.laws if law.fit is not None]
-    if fitted:
+    if fitted := family.fitted:
         out.append("<h3>The laws</h3>")
         rows = [row for law in fitted for row in report_text.rows(law)]
         out.append(_table(report_text.ROW_HEADS, rows, mark_first=True))
@@ -150,7 +149,8 @@ def _run_row(run: Run) -> tuple[str, ...]:
 
 
 def _checklist(family: Family, settings: Settings) -> list[tuple[str, str]]:
-    runs, law = family.runs, family.size_laws["loss"]
+    runs, loss = family.runs, family.size_laws["loss"]
+    held_out = isinstance(loss, FittedLaw) and loss.held_out is not None
     varying = sorted(
         key
         for key in {key for run in runs for key in run.config}
@@ -162,13 +162,13 @@ def _checklist(family: Family, settings: Settings) -> list[tuple[str, str]]:
     seeds = {m: len({run.seed for run, k in zip(runs, n, strict=True) if k == m}) for m in set(n)}
     starts = [
         f"{fitted.label}: {fitted.huber.agreeing} of {fitted.huber.starts}"
-        for fitted in family.laws
+        for fitted in family.fitted
         if fitted.huber is not None
     ]
     points = [
-        f"{fitted.label}: {len(fitted.y)} points of {len(set(fitted.design.run.tolist()))} runs"
-        for fitted in family.laws
-        if fitted.design is not None
+        f"{law.label}: {law.design.x.shape[1]} points of {len(set(law.design.run.tolist()))} runs"
+        for law in family.laws
+        if law.design is not None
     ]
     return [
         ("form of the laws", "; ".join(f"{k} = {v}" for k, v in report_text.FORMS.items())),
@@ -193,7 +193,7 @@ def _checklist(family: Family, settings: Settings) -> list[tuple[str, str]]:
             f"profile likelihood with Student's t at {settings.confidence:.0%}; bootstrap of whole "
             f"runs, {settings.draws} draws",
         ),
-        ("held-out size", "none" if law.held_out is None else "the largest; see the checks"),
+        ("held-out size", "the largest; see the checks" if held_out else "none"),
         ("code", ", ".join(sorted({r.git_commit[:10] or "not recorded" for r in runs}))),
     ]
 

@@ -215,5 +215,8 @@ def optimum(
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         samples = spend(*columns)
     values = spend(*law.parameters.values())
-    intervals = [percentiles(np.where(np.isfinite(s), s, np.nan), confidence) for s in samples]
-    return Optimum(flops, *(float(v) for v in values), *intervals)
+    size, images, loss = (float(v) for v in values)
+    of_size, of_images, of_loss = (
+        percentiles(np.where(np.isfinite(s), s, np.nan), confidence) for s in samples
+    )
+    return Optimum(flops, size, images, loss, of_size, of_images, of_loss)

@@ -146,7 +146,8 @@ class Fit:
             lambda grids: [np.ones(())] + [np.exp(-grids[j] * log_x[j]) for j in range(k)]
         )
         if new_run:
-            spread = self.quantile * self.noise * value
+            # Without a degree of freedom or an assumed noise nothing tells how runs differ.
+            spread = self.quantile * (self.noise or 0.0) * value
             low = value - np.hypot(value - low, spread)
             high = value + np.hypot(high - value, spread)
         return value, Interval(max(low, 0.0), high)

@@ -7,13 +7,22 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
 from matplotlib.colors import ListedColormap, LogNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogFormatterSciNotation, NullFormatter
 
 from hpcm_scale.plotting import save_figure, style
 from hpcm_scale.scaling.data_selection import sizes_of
-from hpcm_scale.scaling.fit_results import Family, FittedLaw, Prediction, Settings
+from hpcm_scale.scaling.fit_results import (
+    Family,
+    FittedLaw,
+    Law,
+    Prediction,
+    Settings,
+    UnfittedLaw,
+)
+from hpcm_scale.scaling.isoflop import IsoFlop
 
 INK, LAW, HUBER, HELD_OUT = "#1b3a5c", "#c0392b", "#2e7d32", "#e08e0b"
 METRIC_LABELS = {
@@ -35,14 +44,15 @@ def figures_of(family: Family, settings: Settings) -> Iterator[tuple[str, Figure
     for metric, law in family.size_laws.items():
         yield f"{metric}-against-size", loss_against_size(law, family.label, settings)
     law = family.size_laws["loss"]
-    if law.fit is not None:
+    if isinstance(law, FittedLaw):
         yield "residuals", residuals(law, family.label, settings)
-    if law.extrapolation is not None:
-        yield "extrapolation", extrapolation(law, family.label, settings)
+        if law.extrapolation is not None:
+            figure = extrapolation(law, law.extrapolation, family.label, settings)
+            yield "extrapolation", figure
     yield "loss-against-compute", loss_against_compute(family, settings)
     yield "loss-against-images", loss_against_images(family, settings)
     if family.isoflop is not None:
-        yield "isoflop", isoflop(family, settings)
+        yield "isoflop", isoflop(family.isoflop, family.label, settings)
 
 
 def save(figure: Figure, folder: Path, name: str) -> list[Path]:
@@ -90,12 +100,11 @@ def _formula(parameters: dict[str, float], variable: str) -> str:
 
 def _curve(axes: Axes, law: FittedLaw, grid: np.ndarray, variable: str, settings: Settings) -> None:
     """A law of one variable, its interval band, and the Huber fit dashed."""
-    ends = [law.fit.predict(float(v))[1] for v in grid]
+    ends = np.array([law.fit.predict(float(v))[1].ends for v in grid])
     label = f"{settings.confidence:.0%} interval of the law"
     if law.fit.degrees_of_freedom <= 0:
         label += f"\n(assuming seed noise of {law.fit.assumed_noise:.1%})"
-    low, high = [i.low for i in ends], [i.high for i in ends]
-    axes.fill_between(grid, low, high, color=LAW, alpha=0.18, lw=0, label=label)
+    axes.fill_between(grid, ends[:, 0], ends[:, 1], color=LAW, alpha=0.18, lw=0, label=label)
     axes.plot(
         grid,
         law.fit.law(grid),
@@ -113,7 +122,7 @@ def _curve(axes: Axes, law: FittedLaw, grid: np.ndarray, variable: str, settings
 
 
 def _errorbar(axes: Axes, prediction: Prediction, label: str) -> None:
-    low, high = prediction.interval.low, prediction.interval.high
+    low, high = prediction.interval.ends
     axes.errorbar(
         [prediction.size],
         [prediction.value],
@@ -134,18 +143,19 @@ def _refused(axes: Axes, reason: str, width: int = 95) -> None:
     axes.set_title(f"{axes.get_title(loc='left')}\n{text}", loc="left", fontsize=9, color=LAW)
 
 
-def loss_against_size(law: FittedLaw, title: str, settings: Settings) -> Figure:
+def loss_against_size(law: Law, title: str, settings: Settings) -> Figure:
     """Runs, both fits, interval band, and the largest size predicted from the others."""
     figure, (axes,) = _figure(title)
-    n = law.design.x[0]
-    if law.fit is not None:
-        grid = np.geomspace(n.min() / 1.25, n.max() * 1.6, 60)
-        _curve(axes, law, grid, "N", settings)
-    axes.plot(n, law.y, "o", color=INK, ms=6, label=f"runs ({n.size})", zorder=3)
-    if law.held_out is not None:
-        _errorbar(axes, law.held_out, "largest size, predicted from the others")
-    if law.refusal is not None:
+    if law.design is not None:
+        n, y = law.design.x[0], law.design.metric(law.metric)
+        if isinstance(law, FittedLaw):
+            grid = np.geomspace(n.min() / 1.25, n.max() * 1.6, 60)
+            _curve(axes, law, grid, "N", settings)
+        axes.plot(n, y, "o", color=INK, ms=6, label=f"runs ({n.size})", zorder=3)
+    if isinstance(law, UnfittedLaw):
         _refused(axes, law.refusal)
+    elif law.held_out is not None:
+        _errorbar(axes, law.held_out, "largest size, predicted from the others")
     _log_x(axes, SIZE_LABELS[settings.size])
     axes.set_ylabel(METRIC_LABELS[law.metric])
     axes.legend(fontsize=9, frameon=False)
@@ -156,7 +166,7 @@ def residuals(law: FittedLaw, title: str, settings: Settings) -> Figure:
     """Relative residual of each run about the least-squares law, against size."""
     figure, (axes,) = _figure(f"{title}: residuals of L(N)")
     axes.axhline(0, color=LAW, lw=1)
-    noise = law.fit.noise
+    noise = law.fit.noise or 0.0
     if law.fit.degrees_of_freedom > 0:
         axes.axhspan(-100 * noise, 100 * noise, color=LAW, alpha=0.12, lw=0, label="± s")
     axes.plot(law.design.x[0], 100 * law.fit.residuals, "o", color=INK, label="runs")
@@ -168,10 +178,10 @@ def residuals(law: FittedLaw, title: str, settings: Settings) -> Figure:
     return figure
 
 
-def extrapolation(law: FittedLaw, title: str, settings: Settings) -> Figure:
+def extrapolation(law: FittedLaw, target: Prediction, title: str, settings: Settings) -> Figure:
     """The law out to the target size, with its band."""
     figure, (axes,) = _figure(f"{title}: extrapolation of L(N)")
-    n, target = law.design.x[0], law.extrapolation
+    n = law.design.x[0]
     _curve(axes, law, np.geomspace(n.min() / 1.25, target.size * 1.5, 80), "N", settings)
     axes.plot(n, law.y, "o", color=INK, ms=5, label=f"runs ({n.size})", zorder=3)
     _errorbar(axes, target, f"target: {target.value:.4g} at N = {target.size:.3g}")
@@ -192,7 +202,7 @@ def _curves(
     colours = ListedColormap(matplotlib.colormaps["viridis_r"](np.linspace(0.12, 1, 256)))
     for run, size in zip(family.runs, n, strict=True):
         axes.plot(run.curve[field], run.curve["loss"], lw=1, alpha=0.7, color=colours(norm(size)))
-    scale = figure.colorbar(matplotlib.cm.ScalarMappable(norm, colours), ax=axes, pad=0.01)
+    scale = figure.colorbar(ScalarMappable(norm, colours), ax=axes, pad=0.01)
     scale.set_label(SIZE_LABELS[settings.size])
     return colours, norm
 
@@ -212,12 +222,12 @@ def loss_against_compute(family: Family, settings: Settings) -> Figure:
     law = family.frontier
     _curves(figure, axes, family, "flops", settings)
     if law.design is not None:
-        c = law.design.x[0]
-        if law.fit is not None:
+        c, y = law.design.x[0], law.design.metric(law.metric)
+        if isinstance(law, FittedLaw):
             _curve(axes, law, np.geomspace(c.min() / 1.5, c.max() * 3, 40), "C", settings)
-        axes.plot(c, law.y, "o", color=INK, ms=4, label="frontier", zorder=3)
+        axes.plot(c, y, "o", color=INK, ms=4, label="frontier", zorder=3)
     _loss_limits(axes, family)
-    if law.refusal is not None:
+    if isinstance(law, UnfittedLaw):
         _refused(axes, law.refusal)
     _log_x(axes, FLOPS_LABEL)
     axes.set_ylabel(METRIC_LABELS["loss"])
@@ -231,14 +241,16 @@ def loss_against_images(family: Family, settings: Settings) -> Figure:
     figure, (axes,) = _figure(f"{family.label}: loss against images")
     law = family.surface
     colours, norm = _curves(figure, axes, family, "crops", settings)
-    if law.fit is not None:
+    if isinstance(law, FittedLaw):
         d = np.geomspace(law.design.x[1].min(), law.design.x[1].max(), 60)
         for i, size in enumerate(np.unique(law.design.x[0])):
             label = "L(N, D), least squares" if i == 0 else None
             axes.plot(d, law.fit.law(size, d), "--", lw=1.6, color=colours(norm(size)), label=label)
-    axes.plot(law.design.x[1], law.y, "o", ms=3, color=INK, label="points fitted", zorder=3)
+    if law.design is not None:
+        d, y = law.design.x[1], law.design.metric(law.metric)
+        axes.plot(d, y, "o", ms=3, color=INK, label="points fitted", zorder=3)
     _loss_limits(axes, family)
-    if law.refusal is not None:
+    if isinstance(law, UnfittedLaw):
         _refused(axes, law.refusal)
     _log_x(axes, IMAGES_LABEL)
     axes.set_ylabel(METRIC_LABELS["loss"])
@@ -246,10 +258,9 @@ def loss_against_images(family: Family, settings: Settings) -> Figure:
     return figure
 
 
-def isoflop(family: Family, settings: Settings) -> Figure:
+def isoflop(view: IsoFlop, title: str, settings: Settings) -> Figure:
     """Loss against size at equal FLOPs, and the best size against FLOPs."""
-    view = family.isoflop
-    figure, (left, right) = _figure(f"{family.label}: isoFLOP", panels=2, width=10.5)
+    figure, (left, right) = _figure(f"{title}: isoFLOP", panels=2, width=10.5)
     flops = np.array([s.flops for s in view.slices])
     colours = matplotlib.colormaps["plasma"](np.linspace(0.05, 0.85, len(flops)))
     for piece, colour in zip(view.slices, colours, strict=True):
@@ -266,18 +277,18 @@ def isoflop(family: Family, settings: Settings) -> Figure:
     right.set_yscale("log")
     right.set_xlabel(FLOPS_LABEL)
     right.set_ylabel("Size of least loss")
-    best = [s for s in view.slices if s.optimum is not None]
-    if view.exponent is not None:
-        c, n = np.log([s.flops for s in best]), np.log([s.optimum for s in best])
+    best = [(s.flops, s.optimum) for s in view.slices if s.optimum is not None]
+    if view.exponent is not None and view.interval is not None:
+        c, n = np.log(np.array(best)).T
+        low, high = view.interval.ends
         line = np.exp(n.mean() + view.exponent * (c - c.mean()))
         right.plot(
             np.exp(c),
             line,
             color=LAW,
-            label=f"$N \\propto C^{{{view.exponent:.2f}}}$ "
-            f"({view.interval.low:.2f} … {view.interval.high:.2f})",
+            label=f"$N \\propto C^{{{view.exponent:.2f}}}$ ({low:.2f} … {high:.2f})",
         )
         right.legend(fontsize=9, frameon=False)
     else:
-        _refused(right, view.refusal, 60)
+        _refused(right, view.refusal or "too few slices", 60)
     return figure

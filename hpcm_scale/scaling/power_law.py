@@ -1,5 +1,6 @@
 """The form of the laws, and the points they are fitted to."""
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -61,7 +62,7 @@ class PowerLaw:
             a * np.asarray(v, float) ** -e
             for v, a, e in zip(x, self.amplitudes, self.exponents, strict=True)
         )
-        return self.floor + sum(terms)
+        return np.asarray(self.floor + sum(terms))
 
     @property
     def parameters(self) -> dict[str, float]:
@@ -111,3 +112,11 @@ class Interval:
 
     low: float | None
     high: float | None
+
+    @property
+    def ends(self) -> tuple[float, float]:
+        """low and high, infinite where open."""
+        return (
+            -math.inf if self.low is None else self.low,
+            math.inf if self.high is None else self.high,
+        )

@@ -7,7 +7,7 @@ from typing import Any
 from hpcm_scale import __version__
 from hpcm_scale.files import atomic_write
 from hpcm_scale.scaling import html_report, plots
-from hpcm_scale.scaling.fit_results import Family, FittedLaw, Prediction, Study
+from hpcm_scale.scaling.fit_results import Family, Law, Prediction, Study, UnfittedLaw
 
 
 def law_json(study: Study) -> dict[str, Any]:
@@ -71,16 +71,16 @@ def _family(family: Family) -> dict[str, Any]:
     }
 
 
-def _law(law: FittedLaw) -> dict[str, Any]:
+def _law(law: Law) -> dict[str, Any]:
     out: dict[str, Any] = {
         "law": law.label,
-        "refused": law.refusal,
+        "refused": law.refusal if isinstance(law, UnfittedLaw) else None,
         "cautions": law.cautions,
         "x": None if law.design is None else law.design.x.tolist(),
-        "y": None if law.y is None else law.y.tolist(),
+        "y": None if law.design is None else law.design.metric(law.metric).tolist(),
         "run": None if law.design is None else [run.name for run, _ in law.design.rows],
     }
-    if law.fit is None:
+    if isinstance(law, UnfittedLaw):
         return out
     fit, confidence = law.fit, law.fit.confidence
     out["variable_projection"] = {

@@ -1,9 +1,16 @@
 """A study's results in words and rows, the same on the terminal as on the page."""
 
+import math
 from collections.abc import Iterator, Sequence
 
 from hpcm_scale.scaling.bootstrap import FEW_RUNS
-from hpcm_scale.scaling.fit_results import CurvePrediction, Family, FittedLaw, Settings
+from hpcm_scale.scaling.fit_results import (
+    CurvePrediction,
+    Family,
+    FittedLaw,
+    Settings,
+    UnfittedLaw,
+)
 from hpcm_scale.scaling.power_law import Interval
 
 FORMS = {
@@ -21,13 +28,15 @@ def figures(value: float) -> str:
 
 def span(interval: Interval) -> str:
     """low … high, with words for an open end."""
-    if interval.low is None and interval.high is None:
-        return "not bounded"
-    if interval.low is None:
-        return f"below {figures(interval.high)}"
-    if interval.high is None:
-        return f"above {figures(interval.low)}"
-    return f"{figures(interval.low)} … {figures(interval.high)}"
+    low, high = interval.ends
+    match math.isfinite(low), math.isfinite(high):
+        case False, False:
+            return "not bounded"
+        case False, True:
+            return f"below {figures(high)}"
+        case True, False:
+            return f"above {figures(low)}"
+    return f"{figures(low)} … {figures(high)}"
 
 
 def rows(law: FittedLaw) -> Iterator[tuple[str, ...]]:
@@ -66,7 +75,8 @@ def _count(number: int, noun: str) -> str:
 
 def refusals(family: Family) -> list[str]:
     """Laws that were not fitted, each with its reason."""
-    out = [f"{law.label} refused: {law.refusal}" for law in family.laws if law.refusal]
+    unfitted = [law for law in family.laws if isinstance(law, UnfittedLaw)]
+    out = [f"{law.label} refused: {law.refusal}" for law in unfitted]
     view = family.isoflop
     reason = family.isoflop_refusal if view is None else view.refusal
     return [*out, f"isoFLOP refused: {reason}"] if reason else out
@@ -75,22 +85,23 @@ def refusals(family: Family) -> list[str]:
 def findings(family: Family) -> list[str]:
     """Held-out checks, extrapolations, compute-optimal choices."""
     out = []
-    for law in family.laws:
-        if (p := law.held_out) is not None:
-            within = p.interval.low <= p.measured <= p.interval.high
+    for law in family.fitted:
+        if (p := law.held_out) is not None and p.measured is not None:
+            low, high = p.interval.ends
+            within = low <= p.measured <= high
             out.append(
                 f"{law.label} held out: the size {figures(p.size)}, predicted from the others, "
                 f"{figures(p.value)} ({span(p.interval)}); measured {figures(p.measured)}, so the "
                 f"prediction is {p.value / p.measured - 1:+.2%} off and the measurement "
                 f"{'inside' if within else 'OUTSIDE'} its interval"
             )
-    for law in family.laws:
+    for law in family.fitted:
         if (p := law.extrapolation) is not None:
             out.append(
                 f"{law.label} at N = {figures(p.size)}: {figures(p.value)} ({span(p.interval)})"
             )
     view = family.isoflop
-    if view is not None and view.exponent is not None:
+    if view is not None and view.exponent is not None and view.interval is not None:
         out.append(f"isoFLOP: best N grows as C^{view.exponent:.3g} ({span(view.interval)})")
     for o in family.optima:
         out.append(
@@ -120,8 +131,8 @@ def across_lambdas(curves: Sequence[CurvePrediction]) -> list[str]:
 def gathered_cautions(family: Family) -> list[str]:
     """Every caution once, after the laws it is about; a refused law needs none."""
     about: dict[str, list[str]] = {}
-    for law in family.laws:
-        for caution in law.cautions if law.refusal is None else ():
+    for law in family.fitted:
+        for caution in law.cautions:
             about.setdefault(caution, []).append(law.label)
     if family.isoflop is not None:
         for caution in family.isoflop.cautions:
@@ -132,6 +143,6 @@ def gathered_cautions(family: Family) -> list[str]:
 def foot(family: Family) -> str | None:
     """What the asterisk in the bootstrap's column means."""
     few = any(
-        law.bootstrap is not None and law.fit.points.clusters < FEW_RUNS for law in family.laws
+        law.bootstrap is not None and law.fit.points.clusters < FEW_RUNS for law in family.fitted
     )
     return f"* fewer than {FEW_RUNS} runs: too narrow, quote the profile interval" if few else None

@@ -2,8 +2,6 @@
 
 from collections.abc import Sequence
 
-import numpy as np
-
 from hpcm_scale.runs.records import Records, Run, families
 from hpcm_scale.scaling.bootstrap import FEW_RUNS, bootstrap
 from hpcm_scale.scaling.data_selection import Design, equal_images, frontier, size_and_images
@@ -11,14 +9,16 @@ from hpcm_scale.scaling.fit_results import (
     METRICS,
     Family,
     FittedLaw,
+    Law,
     Metric,
     Prediction,
     Settings,
     Study,
+    UnfittedLaw,
 )
-from hpcm_scale.scaling.huber import fit_huber
+from hpcm_scale.scaling.huber import HuberFit, fit_huber
 from hpcm_scale.scaling.isoflop import Cost, Optimum, cost_of, isoflop, optimum
-from hpcm_scale.scaling.laws import cautions, fit_law
+from hpcm_scale.scaling.laws import Fit, cautions, fit_law
 from hpcm_scale.scaling.power_law import NotFittable
 from hpcm_scale.scaling.rd_extrapolation import predicted_curves
 
@@ -38,11 +38,11 @@ def _family(label: str, runs: list[Run], settings: Settings) -> Family:
     part = settings.size
     runs = sorted(runs, key=lambda r: (r.parameters[part], r.curve["crops"][-1], r.seed))
     sizes = equal_images(runs, part)
-    size_laws = {metric: size_law(sizes, metric, settings) for metric in METRICS}
+    size_laws: dict[Metric, Law] = {m: size_law(sizes, m, settings) for m in METRICS}
     try:
         compute = _law("L(C)", "loss", frontier(runs, part), settings, ("FLOP count",))
     except NotFittable as error:
-        compute = FittedLaw("L(C)", "loss", None, None, refusal=str(error))
+        compute = UnfittedLaw("L(C)", "loss", str(error))
     surface = _law(
         "L(N, D)", "loss", size_and_images(runs, part), settings, ("size", "image count")
     )
@@ -55,24 +55,21 @@ def _family(label: str, runs: list[Run], settings: Settings) -> Family:
     return Family(label, runs, size_laws, compute, surface, view, refusal, cost, optima)
 
 
-def _law(
-    name: str, metric: Metric, design: Design, settings: Settings, what: Sequence[str]
-) -> FittedLaw:
+def _law(name: str, metric: Metric, design: Design, settings: Settings, what: Sequence[str]) -> Law:
     """Both methods, the bootstrap and the cautions for one law."""
-    law = FittedLaw(name, metric, design, design.metric(metric), cautions=list(design.cautions))
+    own = list(design.cautions)
     try:
-        law.fit = fit_law(
+        fit = fit_law(
             design.x,
-            law.y,
+            design.metric(metric),
             design.run,
             confidence=settings.confidence,
             assumed_noise=settings.seed_noise,
             what=what,
         )
     except NotFittable as error:
-        law.refusal = str(error)
-        return law
-    law.cautions += cautions(law.fit, what=what)
+        return UnfittedLaw(name, metric, str(error), design, own)
+    law = FittedLaw(name, metric, design, fit, cautions=own + cautions(fit, what=what))
     points = law.fit.points
     try:
         law.huber = fit_huber(points, law.fit.law)
@@ -81,20 +78,20 @@ def _law(
         return law
     if not law.huber.converged:
         law.cautions.append("the Huber fit ended in another place from every start: do not use it")
-    law.cautions += _disagreement(law)
+    law.cautions += _disagreement(law.fit, law.huber)
     if points.clusters > len(points.x) + 2:
         law.bootstrap = bootstrap(points, law.huber, settings.draws)
     return law
 
 
-def _disagreement(law: FittedLaw) -> list[str]:
+def _disagreement(fit: Fit, huber: HuberFit) -> list[str]:
     """Exponents on which the two methods differ by more than the interval."""
-    if law.fit.noise is None:
+    if fit.noise is None:
         return []
     out = []
-    for name in ("alpha", "beta")[: len(law.fit.points.x)]:
-        other, interval = law.huber.law.parameters[name], law.fit.interval(name)
-        if not (interval.low or 0) <= other <= (interval.high or np.inf):
+    for name in ("alpha", "beta")[: len(fit.points.x)]:
+        other, (low, high) = huber.law.parameters[name], fit.interval(name).ends
+        if not max(low, 0) <= other <= high:
             out.append(
                 f"the Huber fit's {name} {other:.3g} lies outside the least-squares interval: some "
                 "points pull hard on one of the two"
@@ -102,10 +99,10 @@ def _disagreement(law: FittedLaw) -> list[str]:
     return out
 
 
-def size_law(design: Design, metric: Metric, settings: Settings) -> FittedLaw:
+def size_law(design: Design, metric: Metric, settings: Settings) -> Law:
     """L(N) = E + A N^-alpha at equal images, with held-out largest size and extrapolation."""
     law = _law("L(N)", metric, design, settings, ("size",))
-    if law.fit is None:
+    if isinstance(law, UnfittedLaw):
         return law
     n, y = design.x[0], law.y
     target = settings.target_size
@@ -128,10 +125,8 @@ def size_law(design: Design, metric: Metric, settings: Settings) -> FittedLaw:
     return law
 
 
-def _optima(
-    runs: list[Run], surface: FittedLaw, settings: Settings
-) -> tuple[Cost | None, list[Optimum]]:
-    if surface.bootstrap is None:
+def _optima(runs: list[Run], surface: Law, settings: Settings) -> tuple[Cost | None, list[Optimum]]:
+    if isinstance(surface, UnfittedLaw) or surface.bootstrap is None:
         return None, []
     cost = cost_of(runs, settings.size)
     if cost.worst > 0.1:
@@ -145,6 +140,5 @@ def _optima(
         )
     spent = max(run.curve["flops"][-1] for run in runs)
     budgets = [settings.budget] if settings.budget else [spent, 10 * spent, 100 * spent]
-    return cost, [
-        optimum(b, cost, surface.fit.law, surface.bootstrap, settings.confidence) for b in budgets
-    ]
+    law, resampled = surface.fit.law, surface.bootstrap
+    return cost, [optimum(b, cost, law, resampled, settings.confidence) for b in budgets]

@@ -23,11 +23,10 @@ def summary(study: Study) -> Iterator[RenderableType]:
 def _family(family: Family, study: Study) -> Iterator[RenderableType]:
     yield Text(report_text.heading(family, study.settings), style="bold")
     table = Table(*report_text.ROW_HEADS)
-    for law in family.laws:
-        if law.fit is not None:
-            for row in report_text.rows(law):
-                table.add_row(*row)
-            table.add_section()
+    for law in family.fitted:
+        for row in report_text.rows(law):
+            table.add_row(*row)
+        table.add_section()
     if table.rows:
         yield table
         yield Text(f"intervals at {study.settings.confidence:.0%}", style="dim")

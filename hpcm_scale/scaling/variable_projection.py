@@ -8,6 +8,7 @@ relative, (f - y) / y: the noise between seeds is taken to be proportional to th
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 
@@ -58,7 +59,7 @@ def _moments(points: Points, weights: np.ndarray, grids: Sequence[np.ndarray]) -
         return axis((values @ weights[:, :, None])[:, :, 0], j)
 
     one = (slice(None),) + (None,) * k
-    gram = [[None] * (k + 1) for _ in range(k + 1)]
+    gram: list[list[Any]] = [[None] * (k + 1) for _ in range(k + 1)]
     gram[0][0] = (weights @ inverse**2)[one]
     rhs = [(weights @ inverse)[one]]
     for j, column in enumerate(columns):
@@ -74,8 +75,8 @@ def _moments(points: Points, weights: np.ndarray, grids: Sequence[np.ndarray]) -
 def _cholesky(gram: list, free: tuple[int, ...]) -> tuple[list[list[np.ndarray]], np.ndarray]:
     """Lower factor of gram[free, free] at every grid point, and where it is not singular."""
     size = len(free)
-    low = [[None] * size for _ in range(size)]
-    regular = True
+    low: list[list[Any]] = [[None] * size for _ in range(size)]
+    regular: Any = True
     for i in range(size):
         for j in range(i + 1):
             rest = gram[free[i]][free[j]] - sum(low[i][m] * low[j][m] for m in range(j))
@@ -145,6 +146,7 @@ def search(points: Points, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]
     width = np.log(grids[0][0, 1] / grids[0][0, 0]) * 2
     offsets = np.linspace(-1, 1, 13 if k == 1 else 9)
     lowest, highest = np.log([LOWEST_EXPONENT, HIGHEST_EXPONENT])
+    centre: list[np.ndarray] = []
     for _ in range(18):
         sse = best_sse(project(points, weights, grids))
         flat = sse.reshape(len(rows), -1)
@@ -192,7 +194,10 @@ class Region:
         half = (log[1] - log[0]) / 2
         low = None if log[held[0]] <= np.log(LOWEST_EXPONENT) + 1e-9 else log[held[0]] - half
         high = None if log[held[-1]] >= np.log(HIGHEST_EXPONENT) - 1e-9 else log[held[-1]] + half
-        return tuple(None if end is None else float(np.exp(end)) for end in (low, high))
+        return (
+            None if low is None else float(np.exp(low)),
+            None if high is None else float(np.exp(high)),
+        )
 
     def linear(self, functional: Functional) -> tuple[float, float]:
         """Least and greatest Σ g_j c_j over the region, c ≥ 0 kept.
@@ -222,6 +227,9 @@ def region(points: Points, best: np.ndarray, bound: float) -> Region:
     weights = np.ones((1, len(points.y)))
     lowest, highest = np.log([LOWEST_EXPONENT, HIGHEST_EXPONENT])
     ends = [(lowest, highest)] * k
+    grids: list[np.ndarray] = []
+    solutions: list[Solved] = []
+    inside = np.zeros(0, bool)
     for _ in range(12):
         logs = [np.linspace(low, high, count) for low, high in ends]
         grids = [np.exp(g)[None] for g in logs]

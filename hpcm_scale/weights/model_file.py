@@ -21,12 +21,13 @@ import numpy as np
 import torch
 from accelerate import init_empty_weights
 from safetensors import SafetensorError, safe_open
-from torch import Tensor, nn
+from torch import Tensor
 
 from hpcm_scale.config import ModelConfig, parse_model
 from hpcm_scale.entropy.exact.parameters import check_exact
 from hpcm_scale.entropy.tables import Tables, build_tables
 from hpcm_scale.errors import CheckpointError, ConfigError
+from hpcm_scale.models.codec_network import CodecNetwork
 from hpcm_scale.models.zoo import build
 from hpcm_scale.weights.safetensors_writer import (
     TensorSpec,
@@ -70,7 +71,7 @@ class LoadedModel:
     """A model ready to code pictures."""
 
     info: ModelInfo
-    network: nn.Module
+    network: CodecNetwork
     tables: Tables
 
 

@@ -26,7 +26,7 @@ def test_a_damaged_line_in_the_middle_is_an_error_that_names_it(write_run):
     lines = metrics.read_text().split("\n")
     lines[6] = lines[6][:30]
     metrics.write_text("\n".join(lines))
-    with pytest.raises(RunError, match=r"metrics\.jsonl: line 7 is not JSON"):
+    with pytest.raises(RunError, match=r"metrics\.jsonl: line 7 is not a row"):
         read_run(folder)
 
 

@@ -152,7 +152,7 @@ def test_one_row_one_value_or_none_can_be_drawn(tmp_path):
     make(tmp_path, "same", [train(step, 3.0) for step in (10, 20)])
     make(tmp_path, "none", [])
     assert "loss" in terminal_chart(watched([tmp_path]), "step", "loss", 80, 12).plain
-    with pytest.raises(RunError, match=r"no run has rows of 'msssim'.*rows hold bpp, images"):
+    with pytest.raises(RunError, match=r"no run has rows of 'msssim'.*rows hold bpp, crops"):
         terminal_chart(watched([tmp_path]), "step", "msssim", 80, 12)
 
 
@@ -186,7 +186,7 @@ def test_damaged_records_are_named(tmp_path):
     run = make(tmp_path, "a", [train(10, 3.0)])
     with open(run / "metrics.jsonl", "a") as file:
         file.write("{half\n" + json.dumps(train(20, 2.0)) + "\n")
-    with pytest.raises(RunError, match=r"metrics\.jsonl: is not lines of metrics"):
+    with pytest.raises(RunError, match=r"metrics\.jsonl: line 2 is not a row"):
         WatchedRun(run)
     (run / "run.json").write_text("{}")
     with pytest.raises(RunError, match=r"run\.json: is not the record of a run"):

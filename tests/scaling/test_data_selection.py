@@ -44,7 +44,7 @@ def test_size_laws_take_only_runs_that_saw_the_same_images(write_run):
     ladder(write_run, images=40_000)
     runs = ladder(write_run, sizes=SIZES[:2], images=80_000)
     design = equal_images(runs, "total")
-    assert {run.curve["images"][-1] for run, _ in design.rows} == {40_000}
+    assert {run.curve["crops"][-1] for run, _ in design.rows} == {40_000}
     assert len(design.rows) == len(SIZES)
     assert "2 that saw another number are left out" in design.cautions[0]
 
@@ -55,7 +55,7 @@ def test_runs_of_several_lengths_are_preferred_to_checkpoints(write_run):
     design = size_and_images(runs, "total")
     assert len(design.run) == len(set(design.run)) == 18
     assert not design.cautions
-    assert (design.x[1] == [run.curve["images"][-1] for run, _ in design.rows]).all()
+    assert (design.x[1] == [run.curve["crops"][-1] for run, _ in design.rows]).all()
 
 
 def test_checkpoints_carry_their_run_and_a_caution(write_run):

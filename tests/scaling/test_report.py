@@ -48,7 +48,7 @@ def test_a_ladder_gives_every_law_at_full_precision_with_all_figures_and_a_page(
 
     page = (folder / "report.html").read_text()
     assert not re.search(r'(src|href)="(?!data:)', page), "the page asks for another file"
-    assert html_report.count("data:image/png;base64,") == 8
+    assert page.count("data:image/png;base64,") == 8
     for said in family.size_laws["loss"].cautions:
         assert said in page
     for words in ("Reporting checklist", "held out", "What was run", "dof"):
