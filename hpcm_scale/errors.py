@@ -39,3 +39,29 @@ class BitstreamError(HpcmError):
 
 class RunError(HpcmError):
     """A run, or a set of run records, that cannot be used as asked."""
+
+
+class MissingPackage(HpcmError):
+    """A package that is not installed, and the extra of this project that brings it."""
+
+
+EXTRAS = {
+    "deepspeed": "train",
+    "webdataset": "train",
+    "tensorboard": "train",
+    "accelerate": "eval",
+    "pytorch_msssim": "eval",
+    "pillow_jxl": "eval",
+}
+"""Top-level module -> the extra of pyproject.toml that installs it."""
+
+
+def missing_package(error: ModuleNotFoundError) -> MissingPackage | None:
+    """What to say of a module that could not be imported; None if no extra brings it."""
+    module = (error.name or "").partition(".")[0]
+    if module not in EXTRAS:
+        return None
+    return MissingPackage(
+        f"this needs the package {module}, which is not installed: "
+        f"pip install 'hpcm-scale[{EXTRAS[module]}]'"
+    )

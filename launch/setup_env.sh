@@ -23,6 +23,8 @@ $pip install ${TORCH_INDEX_URL:+--index-url "$TORCH_INDEX_URL"} "$(grep '^torch=
 $pip install -c launch/constraints.txt setuptools wheel
 # Without build isolation a source package (deepspeed) finds the torch just installed instead of fetching its own.
 $pip install -c launch/constraints.txt hatchling editables ninja packaging
-$pip install -c launch/constraints.txt --no-build-isolation -e '.[demo,test]'
+$pip install -c launch/constraints.txt --no-build-isolation -e '.[train,eval,demo,test]'
 echo "$want" > "$stamp"
+command -v c++ > /dev/null || echo "note: there is no C++ compiler; ranks on CPUs then add up over gloo alone, which is slower, and" \
+    "optimizer state cannot be offloaded (Debian: apt-get install g++)"
 echo "done: source .venv/bin/activate"

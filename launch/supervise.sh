@@ -11,6 +11,15 @@ hostfile=$(realpath "$1")
 cd "$(dirname "$0")/.."
 export PATH="$PWD/.venv/bin:$PATH"
 left=$(mktemp)
+# Of the arguments, what decides how many ranks can share the run: its file and the fields over it.
+available=()
+for ((i = 2; i < $#; i++)); do
+    next=$((i + 1))
+    case "${!i}" in
+        --config) available+=("${!next}") ;;
+        --set) available+=(--set "${!next}") ;;
+    esac
+done
 trap 'rm -f "$left"' EXIT
 job= stopped=
 trap 'stopped=yes; [ -z "$job" ] || kill -TERM "$job"' TERM INT
@@ -22,7 +31,7 @@ for attempt in $(seq 0 "${RESTARTS:-20}"); do
         [ -z "$stopped" ] || exit 75
     fi
     # The hosts that answer, as many as can share the run's batch and streams.
-    python -m hpcm_scale.cluster.available_hosts "$hostfile" "${@:2}" > "$left"
+    hpcm-scale doctor --hostfile "$hostfile" --available "${available[@]}" > "$left"
     code=$?
     [ $code != 2 ] || exit 2
     [ $code = 0 ] || continue

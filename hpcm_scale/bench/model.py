@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from hpcm_scale.config import ModelConfig
-from hpcm_scale.models.codec_network import CodecNetwork
+from hpcm_scale.models.codec_network import CodecNetwork, noise_shapes
 from hpcm_scale.models.peak import peak_rate, sgemm_rate
 from hpcm_scale.models.zoo import build
 
@@ -126,10 +126,8 @@ def _training_step(network: CodecNetwork) -> Part:
     """Forward and backward of a batch of crops."""
     config = network.config
     x = torch.rand(CROPS, 3, CROP, CROP).contiguous(memory_format=torch.channels_last)
-    noise = (
-        torch.rand(CROPS, config.latent_channels, CROP // 16, CROP // 16) - 0.5,
-        torch.rand(CROPS, config.hyper_channels, CROP // 64, CROP // 64) - 0.5,
-    )
+    y, z = noise_shapes(config, CROPS, CROP, CROP)
+    noise = (torch.rand(y) - 0.5, torch.rand(z) - 0.5)
 
     def step() -> None:
         output = network.train()(x, noise)

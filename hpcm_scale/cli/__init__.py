@@ -1,6 +1,17 @@
 """The program `hpcm-scale`: each verb is a thin call into one folder of the package."""
 
-from hpcm_scale.cli import bench, cluster, coding, data, evaluation, models, runs, scaling, train
+from hpcm_scale.cli import (
+    bench,
+    cluster,
+    coding,
+    config,
+    data,
+    evaluation,
+    models,
+    runs,
+    scaling,
+    train,
+)
 from hpcm_scale.cli.program import app, main
 
 __all__ = [
@@ -8,6 +19,7 @@ __all__ = [
     "bench",
     "cluster",
     "coding",
+    "config",
     "data",
     "evaluation",
     "main",

@@ -28,7 +28,7 @@ def bench_data(
 @bench.command("model")
 def bench_model(
     variant: str = typer.Argument("base", help="A variant of configs/models."),
-    width: float = typer.Option(1.0, help="Width dial."),
+    width: float = typer.Option(1.0, help="Width multiplier."),
     size: str = typer.Option("768x512", help="Picture size, as WIDTHxHEIGHT."),
     repeats: int = typer.Option(5, min=1, help="Measurements; medians are shown."),
     train: bool = typer.Option(True, help="Also a training step of 4 crops of 256x256."),
@@ -52,7 +52,7 @@ def bench_model(
 @bench.command("train")
 def bench_train(
     variant: str = typer.Argument("base", help="A variant of configs/models."),
-    width: float = typer.Option(1.0, help="Width dial."),
+    width: float = typer.Option(1.0, help="Width multiplier."),
     batch: int = typer.Option(4, min=1, help="Crops of a step."),
     crop: int = typer.Option(256, min=64, help="Side of the crops."),
     repeats: int = typer.Option(5, min=1, help="Measured steps of each; medians are shown."),

@@ -1,6 +1,5 @@
 """Verbs on models and model files."""
 
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,10 +34,11 @@ def export(
     """Write a checkpoint of a run as a model file, with its frozen coding tables."""
     from hpcm_scale.errors import ConfigError
     from hpcm_scale.training.export import export_run
+    from hpcm_scale.units import parse_size
 
     if weights not in (None, "ema", "raw"):
         raise ConfigError(f"--weights: {weights!r} is neither ema nor raw")
-    limit = None if shard_size is None else _bytes(shard_size, "--shard-size")
+    limit = None if shard_size is None else parse_size("--shard-size", shard_size)
     doing = "writing and comparing its validation loss (--no-check leaves it out)"
     with console.status(f"{target}: {doing if check else 'writing'}"):
         done = export_run(
@@ -88,23 +88,11 @@ def _say_written(source: str, written: "ModelInfo", remark: str = "") -> None:
     )
 
 
-def _bytes(text: str, option: str) -> int:
-    """A number of bytes as people write it: 5GB, 500 MB, 2GiB, 1000000."""
-    from hpcm_scale.errors import ConfigError
-
-    match = re.fullmatch(r"(\d+(?:\.\d+)?) ?(?:([KMGT])(i?))?B?", text.strip())
-    number, unit, binary = match.groups() if match else ("0", None, None)
-    size = int(float(number) * (1024 if binary else 1000) ** (" KMGT".index(unit or " ")))
-    if size < 1:
-        raise ConfigError(f"{option}: {text!r} is no size; write it like 5GB or 500MB")
-    return size
-
-
 @app.command()
 def info(
     target: str = typer.Argument(help="A variant of configs/models, or a model or .hpcm file."),
-    width: float = typer.Option(1.0, help="Width dial, for a variant."),
-    depth: float = typer.Option(1.0, help="Depth dial, for a variant."),
+    width: float = typer.Option(1.0, help="Width multiplier, for a variant."),
+    depth: float = typer.Option(1.0, help="Depth multiplier, for a variant."),
 ) -> None:
     """Say what a file is, or count a variant's parameters and arithmetic."""
     from hpcm_scale.errors import ConfigError

@@ -3,14 +3,17 @@
 Heavy imports stay inside the verbs, so that `hpcm-scale --help` and the fits do not wait for torch.
 """
 
+import signal
 import sys
+from typing import NoReturn
 
 import typer
 from rich.console import Console
 from rich.text import Text
 
 from hpcm_scale import __version__
-from hpcm_scale.errors import HpcmError
+from hpcm_scale.errors import HpcmError, missing_package, one_line
+from hpcm_scale.units import GIB
 
 app = typer.Typer(
     name="hpcm-scale",
@@ -32,7 +35,7 @@ def _root(version: bool = typer.Option(False, "--version", help="Print the versi
 
 def bytes_of(gib: float) -> int:
     """The bytes in so many GiB."""
-    return int(gib * 2**30)
+    return int(gib * GIB)
 
 
 def checked_device(name: str, threads: int | None) -> str:
@@ -53,11 +56,22 @@ def checked_device(name: str, threads: int | None) -> str:
 
 def main() -> None:
     """Entry point: a user's error becomes one line on stderr and exit code 2."""
+    # As Ctrl-C does, so that temporary files are removed on the way out.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         app()
     except BrokenPipeError:
         sys.exit(1)
     except (HpcmError, OSError) as error:  # a full disk or a read-only folder is no bug either
-        line = Text.assemble(("hpcm-scale: ", "red"), " ".join(str(error).split()))
-        errors.print(line, soft_wrap=True)
-        sys.exit(2)
+        _fail(error)
+    except ModuleNotFoundError as error:
+        missing = missing_package(error)
+        if missing is None:
+            raise
+        _fail(missing)
+
+
+def _fail(error: Exception) -> NoReturn:
+    """Print an error on one line and exit with 2."""
+    errors.print(Text.assemble(("hpcm-scale: ", "red"), one_line(error)), soft_wrap=True)
+    sys.exit(2)

@@ -48,17 +48,18 @@ def train(
     SIGTERM, SIGINT (Ctrl-C) and SIGUSR1 make it save and stop. Exit codes: 0 finished, 2 what
     only you can put right, 75 stopped and saved, 76 a rank was lost.
     """
+    from hpcm_scale.cli import rank
     from hpcm_scale.config import load_run
-    from hpcm_scale.training import entry
+    from hpcm_scale.training import job
 
     run = load_run(config, changes)  # what is wrong with it is said before any rank starts
     if dry_run:
-        entry.dry_run(run, resume, accelerators)
+        rank.dry_run(run, resume, accelerators)
         return
-    entry.check_accelerators(accelerators)
+    job.check_accelerators(accelerators)
     arguments = ["--config", str(config), "--resume", resume]
     arguments += [part for change in changes for part in ("--set", change)]
     if accelerators == 1:
-        entry.main(arguments)
+        rank.main(arguments)
     else:
-        sys.exit(entry.launch(accelerators, arguments))
+        sys.exit(job.launch(accelerators, arguments))

@@ -1,18 +1,11 @@
-"""The hosts a run can continue on.
+"""The hosts that a run can continue on when some do not answer."""
 
-`python -m hpcm_scale.cluster.available_hosts HOSTFILE --config RUN`
-
-Prints a hostfile of those that answer ssh, as many as can share the run out. Exit codes: 2 for what
-the user can put right, 1 if no host is left.
-"""
-
-import argparse
-import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from hpcm_scale.cluster.hosts import Host, answering, read_hostfile
-from hpcm_scale.config import RunConfig, load_run
-from hpcm_scale.errors import ConfigError, HpcmError
+from hpcm_scale.config import RunConfig
+from hpcm_scale.errors import ConfigError
 
 
 def shareable_hosts(hosts: Sequence[Host], run: RunConfig) -> list[Host]:
@@ -26,34 +19,27 @@ def shareable_hosts(hosts: Sequence[Host], run: RunConfig) -> list[Host]:
     return []
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("hostfile")
-    parser.add_argument("--config", required=True)
-    parser.add_argument("--set", action="append")
-    arguments, _ = parser.parse_known_args()  # the rest is for launch/train.py
-    try:
-        run = load_run(arguments.config, arguments.set)
-        listed = read_hostfile(arguments.hostfile)
-        if not shareable_hosts(listed, run):
-            raise ConfigError(
-                f"{arguments.hostfile}: the ranks of {listed[0]} cannot share "
-                f"batch {run.batch} (micro_batch {run.micro_batch or 1}) and data.streams "
-                f"{run.data.streams} evenly; change its slots or these"
-            )
-    except HpcmError as error:
-        sys.stderr.write(f"supervise: {' '.join(str(error).split())}\n")
-        sys.exit(2)
+def available_hosts(hostfile: Path, run: RunConfig) -> tuple[list[Host], list[str]]:
+    """Those that answer ssh, as many as can share the run out.
+
+    Returns:
+        the hosts, and a line for each that is left out.
+
+    Raises:
+        ConfigError: if not even the first host alone could share it.
+    """
+    listed = read_hostfile(hostfile)
+    if not shareable_hosts(listed, run):
+        raise ConfigError(
+            f"{hostfile}: the ranks of {listed[0]} cannot share "
+            f"batch {run.batch} (micro_batch {run.micro_batch or 1}) and data.streams "
+            f"{run.data.streams} evenly; change its slots or these"
+        )
     there = answering(listed)
     chosen = shareable_hosts(there, run)
+    left_out = []
     for host in listed:
         if host not in chosen:
             reason = "its ranks cannot share the batch" if host in there else "no answer over ssh"
-            sys.stderr.write(f"supervise: without {host.name}: {reason}\n")
-    if not chosen:
-        sys.exit(1)
-    sys.stdout.write("".join(f"{host}\n" for host in chosen))
-
-
-if __name__ == "__main__":
-    main()
+            left_out.append(f"without {host.name}: {reason}")
+    return chosen, left_out

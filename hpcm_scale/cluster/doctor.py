@@ -119,7 +119,7 @@ def check_ssh(host: Host) -> list[CheckResult]:
 
 def ask(host: Host, data: str | None, token: Path | None, port: int) -> HostReport | CheckResult:
     """The facts of a host over ssh; a row that says why there are none."""
-    words = [sys.executable, "-m", "hpcm_scale.cluster.host_report", "--port", str(port)]
+    words = [sys.executable, "-m", "hpcm_scale", "doctor", "--report", "--port", str(port)]
     words += ["--data", data] if data is not None else []
     words += ["--token", str(token)] if token else []
     # From where the job will start: the data's path may be relative.

@@ -1,15 +1,13 @@
 """What a host says of itself: `python -m hpcm_scale.cluster.host_report` prints it as JSON."""
 
-import argparse
 import hashlib
-import json
 import os
 import platform
 import shutil
 import socket
 import subprocess
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib.metadata import distributions
 from pathlib import Path
 
@@ -119,17 +117,3 @@ def missing_tools() -> list[str]:
         if subprocess.run(include, capture_output=True).returncode:
             missing.append("libaio")
     return missing
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data")
-    parser.add_argument("--token")
-    parser.add_argument("--port", type=int, required=True)
-    arguments = parser.parse_args()
-    facts = host_report(arguments.data, arguments.token, arguments.port)
-    sys.stdout.write(json.dumps(asdict(facts)) + "\n")
-
-
-if __name__ == "__main__":
-    main()

@@ -94,7 +94,7 @@ def current_names(
             if name in values:
                 raise ConfigError(f"{source}: {key}: is the old name of {name}, also given")
             found[key] = name
-        section = _section(kind, name)
+        section = section_of(kind, name)
         if section is not None and isinstance(value, Mapping):
             value, inner = current_names(section, value, source)
             found |= {f"{key}.{was}": f"{name}.{now}" for was, now in inner.items()}
@@ -102,7 +102,7 @@ def current_names(
     return current, found
 
 
-def _section(kind: type[StrictModel], name: str) -> type[StrictModel] | None:
+def section_of(kind: type[StrictModel], name: str) -> type[StrictModel] | None:
     """The model of a field that is a section of its own."""
     field = kind.model_fields.get(name)
     kinds = (field.annotation, *get_args(field.annotation)) if field else ()

@@ -22,7 +22,7 @@ def command(config: Path, ranks: int, resume: str) -> list[str]:
     """
     python = [sys.executable, "-u", "-m"]
     if ranks == 1:
-        return [*python, "hpcm_scale.training.entry", "--config", str(config), "--resume", resume]
+        return [*python, "hpcm_scale.cli.rank", "--config", str(config), "--resume", resume]
     options = ["--resume", resume, "--accelerators", str(ranks)]
     return [*python, "hpcm_scale", "train", str(config), *options]
 

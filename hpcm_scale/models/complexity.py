@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from hpcm_scale.config import ModelConfig
-from hpcm_scale.models.codec_network import CodecNetwork
+from hpcm_scale.models.codec_network import CodecNetwork, noise_shapes
 from hpcm_scale.models.hpcm import HPCM
 from hpcm_scale.models.zoo import build
 
@@ -58,10 +58,8 @@ def count_flops(config: ModelConfig, side: int = 256) -> Flops:
     with torch.device("meta"), _unbiased():
         network = build(config)
         x = torch.empty(1, 3, side, side).contiguous(memory_format=torch.channels_last)
-        noise: tuple[Tensor, Tensor] = (
-            torch.empty(1, config.latent_channels, side // 16, side // 16),
-            torch.empty(1, config.hyper_channels, side // 64, side // 64),
-        )
+        y, z = noise_shapes(config, 1, side, side)
+        noise: tuple[Tensor, Tensor] = (torch.empty(y), torch.empty(z))
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             network(x, noise)
     total = float(counter.get_total_flops())

@@ -10,6 +10,7 @@ from rich.table import Table
 from hpcm_scale.config import ModelConfig, configs_folder
 from hpcm_scale.errors import ConfigError, RunError
 from hpcm_scale.models.complexity import count_flops
+from hpcm_scale.planning.launches import LAUNCH_SECONDS, count_launches
 from hpcm_scale.planning.memory import (
     BF16,
     FP32,
@@ -80,13 +81,26 @@ class Option:
     """Seconds of traffic between ranks in a step."""
     offload: float
     """Seconds of a step that wait for host memory, PCIe and disks."""
+    launch: float
+    """Seconds that launching a step's operations takes, one after the other."""
     problem: str | None
     """Why it does not fit; None if it does."""
 
     @property
     def seconds(self) -> float:
-        """Of a step: arithmetic hides traffic or the other way round; offloading hides nothing."""
-        return max(self.compute, self.communication) + self.offload
+        """Of a step: the longest of what hides each other; offloading hides nothing."""
+        return max(self.compute, self.launch, self.communication) + self.offload
+
+    @property
+    def bound(self) -> str:
+        """What the time of a step is mostly made of."""
+        times = {
+            "compute": self.compute,
+            "launches": self.launch,
+            "network": self.communication,
+            "offload": self.offload,
+        }
+        return max(times, key=lambda name: times[name])
 
 
 @dataclass(frozen=True)
@@ -136,13 +150,18 @@ class ClusterPlan:
         cluster = self.cluster
         table = Table(
             title=f"{self.model.name}, {self.parameters / 1e6:.1f} M parameters, on "
-            f"{cluster.hosts} × {cluster.accelerators} × {gib(cluster.memory)}"
+            f"{cluster.hosts} × {cluster.accelerators} × {gib(cluster.memory)}",
+            box=None,
+            padding=(0, 1, 0, 0),
+            pad_edge=False,
+            header_style="bold",
         )
         table.add_column("deepspeed", no_wrap=True)
-        table.add_column("recompute", no_wrap=True)
-        for name in ("micro", "state", "activ", "rank", "host", "comm GB", "s/step", "hours"):
-            table.add_column(name, justify="right")
-        table.add_column("cost", justify="right")
+        table.add_column("re-\ncompute", no_wrap=True)
+        for name in ("micro", "state", "rank", "host", "comm\nGB", "s/step"):
+            table.add_column(name, justify="right", no_wrap=True)
+        table.add_column("bound\nby", no_wrap=True)
+        table.add_column("hours", justify="right", no_wrap=True)
         best = None
         if any(option.problem is None for option in self.options):
             best = self.best
@@ -153,26 +172,40 @@ class ClusterPlan:
                 o.deepspeed,
                 _recomputed(o.checkpointing),
                 str(o.micro_batch),
-                *(
-                    f"{size / GIB:.1f}"
-                    for size in (state, memory.activations, memory.device, memory.host)
-                ),
+                *(f"{size / GIB:.1f}" for size in (state, memory.device, memory.host)),
                 f"{o.traffic / 1e9:.2f}",
             ]
             if o.problem is None:
-                cells += [f"{o.seconds:.3f}", f"{self.hours(o):.1f}", f"{self.cost(o):.0f}"]
+                cells += [f"{o.seconds:.3f}", o.bound]
+                cells += [f"{self.hours(o):.0f}"]
             else:
-                cells += ["no room"]
+                cells += ["–", "no room"]
             table.add_row(*cells, style="bold" if o is best else None)
         step = self.batch * self.flops_per_image
         table.caption = (
-            "memory in GiB, of a rank on its device (state, activations, at most) and on its host; "
+            "memory in GiB, of a rank on its device (state, and at most) and on its host; "
             f"GB sent a step; {self.batch} crops of {self.crop}² a step, {step:.3g} FLOPs; "
             f"{self.steps} steps, {self.images:.3g} crops; "
-            f"{cluster.efficiency:.0%} of {cluster.peak:.3g} FLOP/s"
+            f"{cluster.efficiency:.0%} of {cluster.peak:.3g} FLOP/s, "
+            f"{1e6 * LAUNCH_SECONDS:.0f} µs a launch"
         )
-        closing = f"\nfastest that fits: {_said(best)}\n" if best else ""
-        return Group(table, closing) if closing else table
+        if best is None:
+            return table
+        return Group(table, f"\nfastest that fits: {_said(best)}\n{self._advice(best)}")
+
+    def _advice(self, best: Option) -> str:
+        """What bounds the best option, and the batch that would leave that bound."""
+        cost = (
+            f"{self.hours(best):.0f} hours, {self.cost(best):.0f} at {self.cluster.price:g} an hour"
+        )
+        if best.bound != "launches":
+            return f"{cost}; bound by {best.bound}\n"
+        crops = math.ceil(best.micro_batch * best.launch / best.compute)
+        return (
+            f"{cost}; bound by launches: {best.launch / LAUNCH_SECONDS:.0f} a step take "
+            f"{1e3 * best.launch:.0f} ms, the arithmetic {1e3 * best.compute:.1f} ms; from "
+            f"micro_batch {crops} on the arithmetic takes longer\n"
+        )
 
 
 def _said(option: Option) -> str:
@@ -199,7 +232,6 @@ def plan_cluster(
     batch: int = 32,
     crop: int = 256,
     images: float = 6.4e7,
-    ema: bool = True,
 ) -> ClusterPlan:
     """Every file of configs/deepspeed with and without recomputation, in bf16.
 
@@ -225,14 +257,16 @@ def plan_cluster(
             micro = on_rank
             while True:
                 option = _option(
-                    name, spread, checkpointing, micro, on_rank, model, cluster, crop, ema, count
+                    name, spread, checkpointing, micro, on_rank, model, cluster, crop, count
                 )
                 if option.problem is None or micro == 1 or micro % 2:
                     break
                 micro //= 2
             recomputed = 1 + (1 / checkpointing if checkpointing else 0) / 3
             compute = on_rank * flops * recomputed / cluster.peak / cluster.efficiency
-            options.append(replace(option, compute=compute))
+            passes = on_rank // option.micro_batch
+            launch = passes * count_launches(model, crop, checkpointing) * LAUNCH_SECONDS
+            options.append(replace(option, compute=compute, launch=launch))
     return ClusterPlan(model, cluster, batch, crop, images, count, flops, options)
 
 
@@ -245,7 +279,6 @@ def _option(
     model: ModelConfig,
     cluster: Cluster,
     crop: int,
-    ema: bool,
     count: int,
 ) -> Option:
     memory = rank_memory(
@@ -256,7 +289,7 @@ def _option(
         crop=crop,
         checkpointing=checkpointing,
         bf16=True,
-        ema=ema,
+        ema=True,
         device="accelerator",
     )
     problem = None
@@ -272,6 +305,7 @@ def _option(
         memory=memory,
         traffic=traffic,
         compute=0.0,
+        launch=0.0,
         communication=traffic / cluster.link,
         offload=_offload_seconds(spread, count, cluster, on_rank // micro),
         problem=problem,

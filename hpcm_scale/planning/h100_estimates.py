@@ -62,9 +62,9 @@ Assumed: an H100 does {usual.efficiency:.0%} of its {usual.peak / 1e12:.0f} TFLO
 
 ## A step
 
-The time of a step is the longer of arithmetic and communication, where one hides the other: a
-lower bound. One crop an accelerator (32 at least) is bound by the network on many hosts; {each} are
-less so, at a batch that needs a learning rate of its own.
+The time of a step is the longest of arithmetic, launches and communication, where each hides the
+others: a lower bound. One crop an accelerator (32 at least) is bound by launches or the network;
+{each} are less so, at a batch that needs a learning rate of its own.
 
 {_steps(plans)}
 
@@ -106,6 +106,7 @@ def _steps(plans: list[ClusterPlan]) -> str:
                 f"{best.deepspeed}, checkpoint_activations {str(best.checkpointing).lower()}",
                 f"{best.memory.device / GIB:.1f}",
                 f"{1e3 * best.compute:.1f}",
+                f"{1e3 * best.launch:.1f}",
                 f"{1e3 * best.communication:.1f}",
                 f"{best.traffic / 1e9:.2f}",
                 *(
@@ -121,6 +122,7 @@ def _steps(plans: list[ClusterPlan]) -> str:
         "fastest that fits",
         "GiB a rank",
         "compute ms",
+        "launches ms",
         "communication ms",
         "GB sent a step",
         *(

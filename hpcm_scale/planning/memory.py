@@ -20,6 +20,7 @@ from torch.utils._pytree import tree_leaves
 from hpcm_scale.config import ModelConfig
 from hpcm_scale.config.strict import cached
 from hpcm_scale.models.blocks import residual
+from hpcm_scale.models.codec_network import noise_shapes
 from hpcm_scale.models.zoo import build
 from hpcm_scale.training.zero_layout import TIGHT_HEAP_BOUNDARY, ZeroLayout
 from hpcm_scale.units import GIB, MIB
@@ -107,7 +108,7 @@ class Activations:
 
 
 @contextmanager
-def _kernels_of(device: str) -> Iterator[None]:
+def kernels_of(device: str) -> Iterator[None]:
     """Let the residual pairs work on meta tensors as they do on `device`: in rows on a CPU."""
     rows = residual._rows
     residual._rows = (lambda x: residual.CPU_ROWS) if device == "cpu" else len
@@ -149,15 +150,13 @@ def count_activations(
         )
     dtype = torch.bfloat16 if bf16 else torch.float32
     random = torch.get_rng_state()  # building a network draws from it
-    with torch.device("meta"), _kernels_of(device):
+    with torch.device("meta"), kernels_of(device):
         network = build(model).to(dtype)
         network.checkpoint_activations(checkpointing)
         x = torch.empty(micro_batch, 3, crop, crop)
         x = x.contiguous(memory_format=torch.channels_last)
-        noise = (
-            torch.empty(micro_batch, model.latent_channels, crop // 16, crop // 16),
-            torch.empty(micro_batch, model.hyper_channels, crop // 64, crop // 64),
-        )
+        y, z = noise_shapes(model, micro_batch, crop, crop)
+        noise = (torch.empty(y), torch.empty(z))
         state = [*network.parameters(), *network.buffers()]
         account = StorageTracker(state, boundary if device == "cpu" else 0)
         for parameter in network.parameters():

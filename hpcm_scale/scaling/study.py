@@ -1,8 +1,9 @@
 """From run records to a study: every law the runs can carry, and what is asked of each."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 
-from hpcm_scale.runs.records import Records, Run, families
+from hpcm_scale.runs.records import Records, Run, families, read_runs
 from hpcm_scale.scaling.bootstrap import FEW_RUNS, bootstrap
 from hpcm_scale.scaling.data_selection import Design, equal_images, frontier, size_and_images
 from hpcm_scale.scaling.fit_results import (
@@ -21,6 +22,18 @@ from hpcm_scale.scaling.isoflop import Cost, Optimum, cost_of, isoflop, optimum
 from hpcm_scale.scaling.laws import Fit, cautions, fit_law
 from hpcm_scale.scaling.power_law import NotFittable
 from hpcm_scale.scaling.rd_extrapolation import predicted_curves
+
+
+def fit_laws(paths: Iterable[Path | str], settings: Settings | None = None) -> Study:
+    """Fit every law that the runs in some folders can carry.
+
+    Args:
+        paths: run folders, or folders of them.
+
+    Raises:
+        RunError: if a record is malformed, or no run is left.
+    """
+    return study(read_runs(paths), settings or Settings())
 
 
 def study(records: Records, settings: Settings) -> Study:

@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 
 import torch
-from pytorch_msssim import ms_ssim
 from torch import Tensor
 
 from hpcm_scale.config import LossConfig
@@ -45,6 +44,8 @@ class RateDistortion:
         bpp = rates.sum(1)
         figures = [bpp, mse, rates[:, -1], *rates[:, :-1].unbind(1)]
         if self.config.distortion == "ms-ssim":
+            from pytorch_msssim import ms_ssim  # of an extra that few runs need
+
             similarity = ms_ssim(x_hat, x, data_range=1.0, size_average=False)
             figures.append(similarity)
             distortion = self.config.lmbda * (1 - similarity)

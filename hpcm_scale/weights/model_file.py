@@ -19,7 +19,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import init_empty_weights
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -42,6 +41,8 @@ FORMAT = "hpcm_scale model 1"
 TABLES_PREFIX = "coding."
 SUFFIX = ".safetensors"
 INDEX_SUFFIX = ".safetensors.index.json"
+BUNDLED = Path(__file__).parent.parent / "codec" / "bundled"
+"""Folder of the models that come with the package."""
 _SHARD = re.compile(r".*-\d{5}-of-\d{5}")
 
 
@@ -232,7 +233,7 @@ def load_model(path: Path | str, device: torch.device | str = "cpu") -> LoadedMo
             f"{path}: is damaged: its contents have identity {identity[:8]}, "
             f"it says {info.identity[:8]}; copy or export it again"
         )
-    with init_empty_weights():
+    with torch.device("meta"):
         network = build(info.config)
     # Assigned, not copied: on the CPU the parameters stay pages of the file. Putting them in
     # channels_last order would copy them all, and gives the same results no faster.
@@ -246,7 +247,7 @@ def _check_exact(config: ModelConfig, files: list[Path], source: str) -> None:
     tensors: dict[str, Tensor] = {}
     for file in files:
         tensors |= _stored_tensors(file)
-    with init_empty_weights():
+    with torch.device("meta"):
         network = build(config)
     network.load_state_dict(_parameters(tensors), assign=True)
     try:
@@ -287,10 +288,22 @@ def parameter_shapes(config: ModelConfig, source: str) -> dict[str, tuple[int, .
         CheckpointError: naming `source`, if no such network can be built.
     """
     try:
-        with init_empty_weights():
+        with torch.device("meta"):
             return {name: tuple(t.shape) for name, t in build(config).state_dict().items()}
     except ConfigError as error:
         raise CheckpointError(f"{source}: holds no network that can be built ({error})") from None
+
+
+def bundled_model(name: str) -> Path:
+    """The file of a model that comes with the package, such as "w0.125-0.013".
+
+    Raises:
+        CheckpointError: naming those there are.
+    """
+    models = models_in(BUNDLED)
+    if name not in models:
+        raise CheckpointError(f"model: {name!r} is not one of {', '.join(sorted(models))}")
+    return models[name]
 
 
 def files_of(path: Path | str) -> list[Path]:

@@ -78,7 +78,7 @@ def test_this_machine_tells_its_facts(tmp_path):
     assert facts.packages["hypothesis"]
 
 
-def test_datasets_have_one_digest_only_if_their_samples_are_the_same(dataset, tmp_path):
+def test_equal_digests_mean_equal_samples(dataset, tmp_path):
     first = data_fingerprint(str(dataset))
     assert "train " in first
     assert "val " in first

@@ -58,7 +58,7 @@ def test_only_latents_that_touch_the_picture_are_coded(
     assert sum(s.size for s in seen[1:]) == 35 * config.latent_channels
 
 
-def test_the_codec_reconstructs_what_the_network_s_own_forward_does(
+def test_the_codec_gives_what_the_network_s_forward_does(
     models: Path, fast_codec: Codec, make_photo: Photo
 ) -> None:
     codec = fast_codec
@@ -115,7 +115,7 @@ class _OtherArithmetic(FloatParameters):
         return super().walk(z_symbols, elsewhere)
 
 
-def test_other_arithmetic_ends_in_an_error_or_in_the_same_picture(
+def test_other_arithmetic_is_an_error_or_the_same_picture(
     models: Path, codec: Codec, make_photo: Photo
 ) -> None:
     model = load_model(models / "tiny.safetensors")
@@ -143,9 +143,7 @@ def _forged(codec: Codec, data: bytes, **changes: object) -> bytes:
     return container.write(replace(parsed, header=replace(parsed.header, **changes)))
 
 
-def test_a_header_of_absurd_size_is_refused_before_anything_is_allocated(
-    codec: Codec, make_photo: Photo
-) -> None:
+def test_an_absurd_header_is_refused_unallocated(codec: Codec, make_photo: Photo) -> None:
     data = codec.encode(make_photo(16, 16))
     for width, height in ((65535, 65535), (20000, 20000), (4000, 3000)):
         start = time.monotonic()
@@ -171,7 +169,7 @@ def test_tiles_that_do_not_suit_the_network_are_refused(codec: Codec, make_photo
         codec.decode(_forged(codec, data, tile=(64, 256)))
 
 
-def test_a_picture_in_larger_tiles_than_memory_allows_is_refused_with_the_remedy(
+def test_tiles_too_large_for_memory_are_refused(
     codec: Codec, models: Path, make_photo: Photo
 ) -> None:
     data = codec.encode(make_photo(300, 600))
@@ -201,7 +199,7 @@ def test_a_codec_decodes_files_of_either_arithmetic(
 
 
 @pytest.mark.parametrize("size", [(600, 900), (257, 1030)])
-def test_coding_in_tiles_changes_no_size_and_little_of_the_picture(
+def test_coding_in_tiles_changes_little_of_the_picture(
     codec: Codec, models: Path, make_photo: Photo, size: tuple[int, int]
 ) -> None:
     pixels = make_photo(*size)

@@ -99,9 +99,7 @@ def test_the_extension_chooses_the_output_format(
     assert kind == {".jpg": "JPEG", ".webp": "WEBP", ".png": "PNG"}[extension]
 
 
-def test_several_files_go_to_a_folder_and_a_bad_one_spares_the_rest(
-    run: Run, picture: Path, tmp_path: Path
-) -> None:
+def test_a_bad_file_among_several_spares_the_rest(run: Run, picture: Path, tmp_path: Path) -> None:
     bad = tmp_path / "bad.png"
     bad.write_bytes(b"nothing")
     folder = tmp_path / "coded"
@@ -193,7 +191,7 @@ def test_a_failed_verification_leaves_no_file(
     assert not coded.exists()
 
 
-def test_the_quality_chooses_among_the_rates_there_are_models_for(
+def test_quality_chooses_among_the_rates_of_models(
     run: Run, picture: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tmp_path / "rates"

@@ -62,7 +62,7 @@ def quick_codec(
     return Codec.load(path)
 
 
-def test_no_mutated_file_crashes_hangs_or_passes_as_another_picture(
+def test_no_mutated_file_passes_as_another_picture(
     quick_codec: Codec, make_photo: Callable[..., np.ndarray], tmp_path: Path
 ) -> None:
     codec, rng = quick_codec, np.random.default_rng(0)

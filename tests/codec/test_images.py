@@ -174,7 +174,7 @@ def test_no_mutation_of_a_picture_gets_past_as_another_error(kind: str) -> None:
     assert outcomes == {"read", "refused"}
 
 
-def test_a_transparent_grey_of_16_bits_is_refused_with_the_remedy() -> None:
+def test_a_transparent_grey_of_16_bits_is_refused() -> None:
     sixteen = Image.fromarray(np.full((4, 4), 300, np.uint16))
     with pytest.raises(DataError, match="16-bit greys as transparent"):
         read_picture(_file(sixteen, "PNG", transparency=300))

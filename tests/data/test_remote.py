@@ -223,7 +223,7 @@ def test_a_damaged_cache_entry_is_fetched_again(tmp_path):
             assert file.read() == b"\0" * 1000
 
 
-def test_a_shard_longer_than_the_manifest_says_is_not_swallowed_whole(tmp_path):
+def test_a_shard_longer_than_its_manifest_is_refused(tmp_path):
     (shard,) = make_shards(tmp_path, [1000])
     (tmp_path / "0.tar").write_bytes(b"\0" * 5000)
     with pytest.raises(DataError, match="longer than 1000 bytes"):
@@ -248,7 +248,7 @@ def test_processes_that_want_one_shard_at_once_fetch_it_once(dataset, server, tm
         assert server.sent[shard.path] == shard.bytes
 
 
-def test_a_shard_is_opened_once_an_epoch_though_blocks_span_many(dataset, tmp_path, monkeypatch):
+def test_a_shard_is_opened_once_an_epoch(dataset, tmp_path, monkeypatch):
     """Opening a cached shard reads it whole, to verify it."""
     opened = Counter()
     original = Cache.open

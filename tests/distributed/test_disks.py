@@ -55,7 +55,7 @@ def losses(out: Path) -> list[float]:
     return [row["loss"] for row in rows(out, "train")]
 
 
-def test_a_run_on_disks_equals_one_in_memory_and_resumes_and_exports(on_disk, dataset, tmp_path):
+def test_a_run_on_disks_equals_one_in_memory(on_disk, dataset, tmp_path):
     for name, deepspeed in (("disks", str(on_disk)), ("memory", "zero3")):
         said = train(tmp_path / name, dataset, f"deepspeed={deepspeed}")
         assert said.startswith("0\n"), said
@@ -93,7 +93,7 @@ def test_a_run_on_disks_equals_one_in_memory_and_resumes_and_exports(on_disk, da
     assert "its optimizer state was on disks; keep the run's `deepspeed`" in said
 
 
-def test_two_ranks_on_disks_are_exported_and_resumed_by_two_alone(on_disk, dataset, tmp_path):
+def test_two_ranks_on_disks_are_resumed_by_two_alone(on_disk, dataset, tmp_path):
     config = json.loads(on_disk.read_text())
     config["zero_optimization"]["offload_param"]["buffer_size"] = 1e5
     two = tmp_path / "two.json"

@@ -36,7 +36,7 @@ def _groups(draw: st.DrawFn) -> list[tuple[np.ndarray, np.ndarray]]:
 
 @given(_groups())
 @settings(max_examples=200, deadline=None)
-def test_any_symbols_come_back_in_order_and_leave_the_stack_empty(
+def test_any_symbols_come_back_and_empty_the_stack(
     groups: list[tuple[np.ndarray, np.ndarray]],
 ) -> None:
     puller = AnsDecoder(_coded(groups))

@@ -81,7 +81,7 @@ def _symbols(step: int, shape: tuple[int, ...], extreme: bool) -> np.ndarray:
         ("no hierarchy", True),
     ],
 )
-def test_every_layer_gives_the_integers_of_the_independent_implementation(
+def test_every_layer_gives_the_reference_integers(
     kind: str,
     extreme: bool,
     make_model: Model,
@@ -217,7 +217,7 @@ def _operands(product: Product) -> list[Tensor]:
         ("merges.0.weight", 1e30),
     ],
 )
-def test_a_model_whose_sums_could_overflow_is_refused_by_name_at_export(
+def test_a_model_that_could_overflow_is_refused(
     parameter: str, value: float, models: Path, tmp_path: Path
 ) -> None:
     model = load_model(models / "tiny.safetensors")
@@ -231,7 +231,7 @@ def test_a_model_whose_sums_could_overflow_is_refused_by_name_at_export(
 
 
 @pytest.mark.parametrize("variant", ["base", "large", "phi", "1b", "dcvc-dc-intra"])
-def test_every_variant_walks_alike_alone_in_a_batch_and_in_either_layout(variant: str) -> None:
+def test_variants_walk_alike_in_batches_and_layouts(variant: str) -> None:
     torch.manual_seed(0)
     config = model_config(variant, width=1 / 20 if variant != "1b" else 1 / 40)
     network = build(config).eval().requires_grad_(False)
@@ -259,7 +259,7 @@ def test_every_variant_walks_alike_alone_in_a_batch_and_in_either_layout(variant
         assert all(torch.equal(a, b[i : i + 1]) for a, b in zip(alone, together, strict=True))
 
 
-def test_scales_and_means_are_those_of_the_network_but_for_rounding(models: Path) -> None:
+def test_scales_and_means_are_the_networks_rounded(models: Path) -> None:
     model = load_model(models / "tiny.safetensors")
     z_symbols = torch.randint(-3, 4, (1, 8, 4, 4), dtype=torch.int32)
     outputs = []

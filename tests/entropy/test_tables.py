@@ -16,7 +16,7 @@ def tables() -> Tables:
 
 @given(arrays.arrays(np.float32, st.integers(1, 20), elements=st.floats(-1, 5000, width=32)))
 @settings(max_examples=20, deadline=None)
-def test_any_learned_z_scales_give_tables_that_code_every_symbol(z_scale: np.ndarray) -> None:
+def test_any_z_scales_give_tables_for_every_symbol(z_scale: np.ndarray) -> None:
     tables = build_tables(z_scale)
     for group, count in ((tables.y, SCALES), (tables.z, len(z_scale))):
         sums = np.add.reduceat(group.frequencies.astype(np.int64), group.starts[:-1])
@@ -26,9 +26,7 @@ def test_any_learned_z_scales_give_tables_that_code_every_symbol(z_scale: np.nda
 
 
 @pytest.mark.parametrize("index", [0, 1, 17, 40, 59])
-def test_frequencies_are_the_generalised_gaussian_of_the_scales_served(
-    tables: Tables, index: int
-) -> None:
+def test_frequencies_are_of_the_scales_served(tables: Tables, index: int) -> None:
     levels = scale_levels()
     r = tables.y.ranges[index]
     start, end = tables.y.starts[index : index + 2]
@@ -44,9 +42,7 @@ def test_frequencies_are_the_generalised_gaussian_of_the_scales_served(
 
 
 @pytest.mark.parametrize("scale", [0.12, 0.13, 0.5, 1.7, 20.0, 60.0])
-def test_a_table_costs_little_more_than_the_density_it_stands_for(
-    tables: Tables, scale: float
-) -> None:
+def test_a_table_costs_little_more_than_its_density(tables: Tables, scale: float) -> None:
     index = int((tables.boundaries < scale).sum())
     r = tables.y.ranges[index]
     start, end = tables.y.starts[index : index + 2]

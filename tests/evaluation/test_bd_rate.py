@@ -103,7 +103,7 @@ def test_published_bd_rates_follow_from_published_points(results: Path, dataset,
         assert bd_rate(*base, *other, method) == pytest.approx(expected, abs=0.8), name
 
 
-def test_published_bd_rates_against_an_older_vtm_are_near_the_table(results: Path):
+def test_published_bd_rates_are_near_the_table(results: Path):
     """VTM-9.1 is not the table's VTM-22.0: every system's figure is off by a little, alike.
 
     ELIC is 4 % off on Kodak: the table's ELIC is not the one whose points its paper printed.

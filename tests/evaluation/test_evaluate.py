@@ -200,7 +200,7 @@ def test_many_writers_leave_whole_lines(tmp_path: Path):
 
 @pytest.mark.distributed
 @pytest.mark.slow
-def test_two_processes_after_a_killed_one_give_the_figures_of_one(
+def test_two_processes_give_the_figures_of_one(
     run: Run, models: list[Path], pictures: Path, tmp_path: Path
 ):
     environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}

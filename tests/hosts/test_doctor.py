@@ -37,9 +37,7 @@ def test_two_hosts_that_suit_each_other_add_up_a_vector(network: Network, datase
     assert list((tmp_path / "runs").iterdir()) == []
 
 
-def test_a_taken_port_missing_data_and_storage_of_its_own_are_named(
-    network: Network, dataset, tmp_path
-):
+def test_a_taken_port_and_missing_data_are_named(network: Network, dataset, tmp_path):
     a, b = network.hosts
     out = tmp_path / "runs"
     out.mkdir()

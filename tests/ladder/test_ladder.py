@@ -59,7 +59,7 @@ def write(tmp_path):
     return write
 
 
-def test_every_size_seed_and_length_is_one_run_and_arms_reuse_the_runs_they_share(write):
+def test_ablations_reuse_the_runs_they_share(write):
     ablations = (
         "ablations: {width: 0.025, seeds: [2, 3], changes: {psi: {model.overrides.fusion: psi}}}\n"
     )
@@ -73,7 +73,7 @@ def test_every_size_seed_and_length_is_one_run_and_arms_reuse_the_runs_they_shar
     assert runs["w0.025-i40-s3"].config.seed == 3
 
 
-def test_equal_flops_give_a_size_images_in_inverse_proportion_to_its_arithmetic(write):
+def test_equal_flops_give_crops_inversely(write):
     text = LADDER.replace("crops: [20, 40]", "flops: [1.0e+11]")
     small, _, large = ladder_runs(load_ladder(write(text)))
     from hpcm_scale.models.complexity import count_flops
@@ -84,7 +84,7 @@ def test_equal_flops_give_a_size_images_in_inverse_proportion_to_its_arithmetic(
     assert small.steps > 2 * large.steps
 
 
-def test_a_branch_has_its_own_learning_rates_up_to_where_it_leaves_the_trunk(
+def test_a_branch_shares_the_trunks_learning_rates(
     write,
 ):
     text = LADDER.replace("crops: [20, 40]", "crops: [23, 61, 100]")
@@ -107,7 +107,7 @@ def test_other_schedules_share_nothing(write):
     assert all(run.trunk is None for run in ladder_runs(load_ladder(write(text))))
 
 
-def test_learning_rates_follow_the_rule_the_cap_and_the_sizes_own(write):
+def test_learning_rates_follow_rule_cap_and_size(write):
     text = LADDER.replace("{width: 0.05}", "{width: 0.1}, {width: 0.2, lr: 0.007}")
     runs = ladder_runs(load_ladder(write(text.replace("source:", "max_lr: 1.2e-3, source:"))))
     rates = {run.config.model.width: run.config.optimizer.lr for run in runs}
@@ -119,7 +119,7 @@ def test_learning_rates_follow_the_rule_the_cap_and_the_sizes_own(write):
     assert rates[0.1] == float(f"{1e-3 * (704951 / 46825) ** -0.5:.3g}")
 
 
-def test_predicted_time_is_of_the_runs_own_steps_validations_and_start(write):
+def test_predicted_time_counts_the_runs_own_steps(write):
     runs = {run.name: run for run in ladder_runs(load_ladder(write()))}
     cost = Cost(step=2.0, validation=30.0, start=500.0, memory=1.0)
     # 40 steps, validated after 20 and 40; the branch has 5 of its 20 steps and one validation.
@@ -129,7 +129,7 @@ def test_predicted_time_is_of_the_runs_own_steps_validations_and_start(write):
 
 
 @given(st.lists(st.floats(0.1, 100), min_size=1, max_size=20), st.integers(1, 5))
-def test_a_schedule_is_no_shorter_than_its_work_and_no_longer_than_one_after_another(times, jobs):
+def test_a_schedule_lies_between_its_bounds(times, jobs):
     whole = makespan(times, jobs)
     assert max(sum(times) / jobs, *times) <= whole + 1e-9
     assert whole <= sum(times) / jobs + max(times) + 1e-9
@@ -191,7 +191,7 @@ def test_a_pattern_that_matches_nothing_is_an_error(write):
     assert "matches none of w0.025-i40-s1" in str(result.exception)
 
 
-def test_the_ladders_of_the_repository_train_on_equal_images_and_span_what_they_say():
+def test_the_repository_s_ladders_span_what_they_say():
     for path in CONFIGS.glob("*.yaml"):
         runs = ladder_runs(load_ladder(path))
         assert len({run.new_steps * run.config.batch for run in runs}) == 1
@@ -203,7 +203,7 @@ def test_the_ladders_of_the_repository_train_on_equal_images_and_span_what_they_
     assert len(ablations) == 15
 
 
-def test_a_slurm_array_is_a_script_with_a_task_for_a_trunk_and_its_branches(write):
+def test_a_slurm_array_has_a_task_for_each_trunk(write):
     command = ["ladder", "run", str(write()), "--slurm", "--jobs", "3", "--ranks", "8"]
     result = CliRunner().invoke(app, [*command, "--set", "run.data.train=my photos"])
     script = result.output
@@ -225,7 +225,7 @@ def test_a_slurm_array_is_a_script_with_a_task_for_a_trunk_and_its_branches(writ
     assert sorted(said[-2:]) == ["--only=w0.025-i20-s2", "--only=w0.025-i40-s2"]
 
 
-def test_arms_are_compared_within_seeds_and_never_fitted_as_sizes(write, write_run, tmp_path):
+def test_ablations_are_compared_within_seeds(write, write_run, tmp_path):
     psi = "{psi: {model.overrides.fusion: psi}}"
     ablations = f"ablations: {{width: 0.025, seeds: [1, 2, 3], changes: {psi}}}\n"
     text = (LADDER + ablations).replace("crops: [20, 40]", "crops: [40]")
@@ -274,7 +274,7 @@ def dataset(tmp_path) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.distributed
-def test_a_ladder_is_stopped_resumed_branched_and_survives_a_failing_run(write, dataset, tmp_path):
+def test_a_ladder_survives_stops_and_a_failing_run(write, dataset, tmp_path):
     text = LADDER.replace("{width: 0.025, seeds: [1, 2]}, {width: 0.05}", "{width: 0.025}")
     ablations = "ablations: {width: 0.025, seeds: [1], changes: {lost: {data.train: /nowhere}}}\n"
     path, out = write(text + ablations), tmp_path / "runs"

@@ -37,7 +37,7 @@ def test_the_residual_pair_is_its_definition(batch, height, width, expansion, da
         assert torch.allclose(one, other)
 
 
-def test_products_of_a_single_picture_see_rows_that_lie_together(monkeypatch):
+def test_products_see_rows_that_lie_together(monkeypatch):
     """Rows of one channels-first picture are a view without a copy, a matrix that lies by columns;
     for the gradient of such oneDNN falls back to its reference loops."""
     seen = []

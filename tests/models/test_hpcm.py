@@ -128,7 +128,7 @@ def test_a_batch_is_its_images():
 
 
 @pytest.mark.parametrize("alignment", ["aligned", "official"])
-def test_a_network_that_has_coded_in_inference_mode_can_be_trained(alignment):
+def test_a_network_that_has_coded_can_be_trained(alignment):
     network = small(hyper_alignment=alignment)
     x = torch.rand(1, 3, 256, 768, dtype=torch.float64)  # a size no other test has made tables for
     with torch.inference_mode():

@@ -135,7 +135,7 @@ def test_steps_of_a_scale_code_every_position_once(channels, h, w):
             assert bool((active.sum(dim=0) == 1).all())
 
 
-def test_official_alignment_misplaces_the_share_the_specification_states():
+def test_official_alignment_misplaces_the_stated_share():
     own = torch.arange(2 * 8 * 8 * 8, dtype=torch.float64).reshape(1, 16, 8, 8)
     moved = misplaced(own)[0]
     outside_s1 = ~kept(S1_IN_S2, 8, 8, 8).repeat(2, 1, 1)

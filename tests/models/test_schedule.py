@@ -59,7 +59,7 @@ def test_extract_undoes_insert_and_insert_keeps_the_rest(schedule, batch, parts,
         assert (both >= 0).sum() == large.numel() * 3 // 4
 
 
-def test_the_published_misplacement_spares_as_many_positions_as_the_specification_says():
+def test_the_misplacement_spares_what_the_spec_says():
     h = w = 8  # of a 256 × 256 image; the later shares depend on the width
     params = numbered(1, 16, h, w)
     moved = grids.misplace(params.contiguous(memory_format=torch.channels_last))

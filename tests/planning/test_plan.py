@@ -133,7 +133,7 @@ def test_no_other_interval_between_checkpoints_loses_less():
     assert lost(best) < min(lost(best * 0.9), lost(best * 1.1))
 
 
-def test_the_verb_says_what_it_recommends_and_fails_where_nothing_fits():
+def test_the_verb_recommends_and_fails_where_none_fits():
     small = ["plan", "--model", "base", "--width", "0.025", "--hosts", "2", "--accelerators", "2"]
     done = CliRunner().invoke(app, [*small, "--memory", "16GiB"])
     assert done.exit_code == 0, done.output

@@ -46,7 +46,7 @@ def test_a_missing_field_of_run_json_is_named(write_run, field):
         read_run(folder)
 
 
-def test_a_missing_field_of_a_metrics_row_is_named_with_its_line(write_run):
+def test_a_missing_field_of_a_row_is_named_with_its_line(write_run):
     folder = write_run(100_000, rows=4)
     metrics = folder / "metrics.jsonl"
     rows = [json.loads(line) for line in metrics.read_text().splitlines()]
@@ -56,7 +56,7 @@ def test_a_missing_field_of_a_metrics_row_is_named_with_its_line(write_run):
         read_run(folder)
 
 
-def test_rows_written_again_by_a_resumed_run_replace_the_first_ones(write_run):
+def test_rows_written_again_replace_the_first_ones(write_run):
     folder = write_run(100_000, rows=10)
     metrics = folder / "metrics.jsonl"
     lines = metrics.read_text().splitlines()
@@ -72,7 +72,7 @@ def test_rows_written_again_by_a_resumed_run_replace_the_first_ones(write_run):
     assert "after a resume" in run.notes[0]
 
 
-def test_a_diverged_run_and_one_without_validation_are_left_out_by_name(write_run):
+def test_diverged_and_unvalidated_runs_are_left_out(write_run):
     write_run(100_000)
     diverged = write_run(200_000)
     text = (diverged / "metrics.jsonl").read_text().splitlines()
@@ -86,7 +86,7 @@ def test_a_diverged_run_and_one_without_validation_are_left_out_by_name(write_ru
     assert any(fresh.name in s and "no validation row" in s for s in records.skipped)
 
 
-def test_runs_of_several_lambdas_or_model_kinds_are_never_pooled(write_run):
+def test_runs_of_several_lambdas_are_never_pooled(write_run):
     for n in (100_000, 200_000):
         write_run(n)
         write_run(n, lmbda=0.05)

@@ -111,7 +111,7 @@ def test_isoflop_finds_the_exponent_of_the_law_it_was_given(write_run):
             assert piece.optimum == pytest.approx(true, rel=0.25)
 
 
-def test_isoflop_refuses_an_exponent_where_no_best_size_is_bracketed(write_run):
+def test_isoflop_refuses_where_no_size_is_bracketed(write_run):
     runs = ladder(write_run, truth=(1.2, 6000.0, 0.7, 0.01, 0.4))
     view = isoflop(runs, "total", confidence=0.95, draws=100)
     assert view.exponent is None

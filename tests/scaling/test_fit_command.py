@@ -15,7 +15,7 @@ def fit(*arguments):
     return runner.invoke(app, ["fit", *map(str, arguments)], env={"COLUMNS": "200"})
 
 
-def test_three_tiny_runs_print_a_law_and_say_how_little_it_is_worth(write_run, tmp_path):
+def test_three_tiny_runs_print_a_law_and_its_worth(write_run, tmp_path):
     for n in (60_000, 150_000, 400_000):
         runs = write_run(n, images=4000).parent
     result = fit(runs, "-o", tmp_path / "report")

@@ -32,7 +32,7 @@ def test_noiseless_points_give_back_their_law(floor, amplitude, exponent, count)
 
 @settings(max_examples=30, deadline=None)
 @given(seed=st.integers(0, 10**6), exponent=st.floats(0.05, 2))
-def test_the_projected_part_is_scipys_non_negative_least_squares(seed, exponent):
+def test_the_projected_part_is_scipys_nnls(seed, exponent):
     rng = np.random.default_rng(seed)
     points = points_of(rng.uniform(1, 1e4, (2, 9)), rng.uniform(1, 5, 9))
     second = rng.uniform(0.05, 2)
@@ -66,7 +66,7 @@ def test_the_huber_gradient_is_the_numerical_one():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("sizes", [5, 8, 20])
-def test_95_percent_intervals_cover_in_93_to_97_percent_of_500_ladders(sizes):
+def test_95_percent_intervals_cover_as_they_say(sizes):
     n = np.geomspace(1e5, 1e7, sizes)
     rng = np.random.default_rng((sizes, 1))
     truth = TRUTH.parameters | {"L(1e9)": float(TRUTH(1e9))}
@@ -85,7 +85,7 @@ def test_95_percent_intervals_cover_in_93_to_97_percent_of_500_ladders(sizes):
         assert 0.93 <= count / 500 <= 0.97, (name, count / 500)
 
 
-def test_the_profile_interval_of_a_nearly_linear_law_is_the_textbook_one():
+def test_the_interval_of_a_linear_law_is_the_textbook_one():
     """With little noise the law is linear in its parameters: t times the standard error."""
     rng = np.random.default_rng(3)
     n = np.geomspace(1e5, 1e7, 8)
@@ -174,7 +174,7 @@ def test_a_step_is_refused():
         fit_law(n, np.array([3.0, 2.0, 2.001, 1.999, 2.0, 2.001]))
 
 
-def test_three_points_no_falling_law_passes_through_are_said_to_be_so():
+def test_three_points_without_a_falling_law_are_named():
     fit = fit_law(np.array([6e4, 1.5e5, 4e5]), np.array([3.0, 2.9, 2.5]), assumed_noise=0.01)
     assert "no falling power law passes through them" in cautions(fit)[0]
 

@@ -33,7 +33,7 @@ def shared_runs() -> Path:
     not shared_runs().exists(),
     reason=f"{shared_runs()} is not there (HPCM_SHARED names the folder of development data)",
 )
-def test_the_huber_fit_of_245_published_runs_is_the_published_one():
+def test_the_huber_fit_of_published_runs_is_as_published():
     rows = list(csv.DictReader(shared_runs().open()))
     n, c, loss = (
         np.array([float(row[key]) for row in rows])
@@ -66,7 +66,7 @@ def published_ladder(seed: int, noise: float) -> tuple[np.ndarray, np.ndarray]:
     return np.array([n, d]), LAW(n, d) * np.exp(noise * rng.standard_normal(240))
 
 
-def test_both_methods_refit_the_published_law_from_its_own_noiseless_losses():
+def test_both_methods_refit_noiseless_losses():
     x, y = published_ladder(0, 0.0)
     fit = fit_law(x, y)
     huber = fit_huber(fit.points, fit.law)
@@ -75,7 +75,7 @@ def test_both_methods_refit_the_published_law_from_its_own_noiseless_losses():
         assert huber.law.parameters[name] == pytest.approx(value, rel=2e-3), name
 
 
-def test_both_methods_refit_the_published_law_within_their_intervals_from_noisy_losses():
+def test_both_methods_refit_noisy_losses():
     x, y = published_ladder(1, 0.005)
     fit = fit_law(x, y)
     huber = fit_huber(fit.points, fit.law)

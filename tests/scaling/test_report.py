@@ -22,7 +22,7 @@ def fitted(write_run, tmp_path):
     return result, write_report(result, tmp_path / "report"), tmp_path / "report"
 
 
-def test_a_ladder_gives_every_law_at_full_precision_with_all_figures_and_a_page(fitted):
+def test_a_ladder_gives_every_law_figure_and_a_page(fitted):
     result, written, folder = fitted
     assert sorted(written) == sorted(folder.iterdir())
     record = json.loads((folder / "law.json").read_text())["families"][0]
@@ -78,7 +78,7 @@ def test_flat_runs_give_refusals_without_a_number(write_run):
     assert family["compute_optimal"] == []
 
 
-def test_laws_of_four_lambdas_foretell_the_bd_rate_of_the_target(write_run):
+def test_laws_of_four_lambdas_foretell_a_bd_rate(write_run):
     lambdas = (0.005, 0.013, 0.03, 0.07)
     sizes = (100_000, 200_000, 400_000, 800_000, 1_600_000)
     for lmbda in lambdas:

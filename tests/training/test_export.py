@@ -133,7 +133,7 @@ def add_average(run: Path, average: dict[str, torch.Tensor]) -> None:
 
 
 @pytest.mark.distributed
-def test_the_moving_average_is_the_default_and_what_the_check_is_for(run, tmp_path):
+def test_the_moving_average_is_the_default(run, tmp_path):
     target = tmp_path / "model.safetensors"
     with pytest.raises(CheckpointError, match="holds no moving average; use --weights raw"):
         export_run(run, target, weights="ema")
@@ -157,7 +157,7 @@ def test_the_moving_average_is_the_default_and_what_the_check_is_for(run, tmp_pa
 
 
 @pytest.mark.distributed
-def test_a_model_that_does_not_reproduce_the_loss_is_not_put_in_place(run, tmp_path, made):
+def test_a_model_of_another_loss_is_not_put_in_place(run, tmp_path, made):
     target = tmp_path / "model.safetensors"
     target.write_text("what was there")
     loss = validation_loss(run, made / "pictures")
@@ -224,7 +224,7 @@ def test_damaged_checkpoints_are_named(run, tmp_path):
 
 
 @pytest.mark.distributed
-def test_swapped_weights_without_their_files_are_refused_in_one_line(run, tmp_path):
+def test_swapped_weights_without_files_are_refused(run, tmp_path):
     """Offloaded to disks, they leave empty tensors in the states, as here."""
     checkpoint = run / "checkpoints" / STEP
     for rank in range(2):

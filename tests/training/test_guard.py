@@ -18,7 +18,7 @@ from hpcm_scale.training.guard import SPIKE_WARMUP, LossWatch
     st.lists(st.floats(0.9, 1.1), min_size=SPIKE_WARMUP, max_size=2 * SPIKE_WARMUP),
     st.floats(3, 1e6),
 )
-def test_a_spike_stands_out_of_the_losses_before_it_and_hides_none_after(losses, height):
+def test_a_spike_stands_out_and_hides_none_after(losses, height):
     watch = LossWatch(GuardConfig(spike_factor=2))
     assert [watch.take(loss, True) for loss in losses] == [None] * len(losses)
     assert watch.take(height, True) == "spike"

@@ -92,7 +92,7 @@ def noise(rank: int, world: int) -> Noise:
 
 
 @pytest.mark.parametrize("world", [2, 4])
-def test_noise_does_not_depend_on_the_number_of_ranks_or_micro_batches(world):
+def test_noise_does_not_depend_on_the_layout(world):
     whole = noise(0, 1)(step=5, rows=range(8))
     for rank in range(world):
         own = noise(rank, world)

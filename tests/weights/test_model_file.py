@@ -66,9 +66,7 @@ def test_tables_are_read_not_recomputed(path: Path, monkeypatch: pytest.MonkeyPa
     assert load_model(path).tables.y.frequencies.size > 1000
 
 
-def test_identity_follows_weights_and_configuration_but_not_the_record(
-    path: Path, tmp_path: Path
-) -> None:
+def test_identity_follows_weights_not_the_record(path: Path, tmp_path: Path) -> None:
     identity = read_info(path).identity
     other = tmp_path / "other.safetensors"
     same = save_model(other, _state(), CONFIG, lmbda=0.5, record={"steps": 8})
@@ -92,9 +90,7 @@ def test_half_precision_parameters_are_stored_in_single(tmp_path: Path) -> None:
         assert torch.equal(tensor, state[name].float())
 
 
-def test_a_half_sized_file_is_the_codec_of_the_rounded_parameters(
-    path: Path, tmp_path: Path
-) -> None:
+def test_a_half_sized_file_is_of_rounded_parameters(path: Path, tmp_path: Path) -> None:
     half = tmp_path / "half.safetensors"
     written = save_model(half, _state(), CONFIG, lmbda=0.013, half=True)
     parameters = sum(tensor.numel() for tensor in _state().values())

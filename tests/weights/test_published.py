@@ -78,7 +78,7 @@ def test_every_form_of_a_checkpoint_gives_the_same_model(tmp_path, state, varian
         assert torch.equal(tensor, state[names[ours]])
 
 
-def test_the_first_step_of_s2_and_s3_uses_the_last_adaptor_of_its_list():
+def test_first_steps_use_the_last_adaptor_of_the_list():
     names = official_names(model_config("base"))
     lists = [names[f"steps.{k}.adaptor.weight"].split("list_")[1] for k in range(10)]
     assert [name.removesuffix(".weight") for name in lists] == [

@@ -49,7 +49,7 @@ def test_safetensors_reads_what_was_written(tmp_path_factory, specs, metadata):
 
 
 @given(st.lists(st.integers(0, 30), min_size=1, max_size=20), st.integers(1, 60))
-def test_shards_keep_the_order_and_exceed_the_limit_only_for_one_tensor(counts, limit):
+def test_shards_keep_order_and_limit(counts, limit):
     specs = {str(i): TensorSpec((count,), "float32") for i, count in enumerate(counts)}
     shards = split(specs, limit)
     assert [name for shard in shards for name in shard] == list(specs)

@@ -1,11 +1,9 @@
 """Running a training job: in this process, or as ranks under the deepspeed launcher.
 
-`python -m hpcm_scale.training.entry --config RUN` is what the launcher runs on every rank;
-launch/train.py is the same for hosts with a checkout. Exit codes: 2 for what the user can put
-right, 75 for a run that was told to stop and is saved, 76 for a job that lost a rank.
+Exit codes: 2 for what the user can put right, 75 for a run that was told to stop and is saved, 76
+for a job that lost a rank.
 """
 
-import argparse
 import base64
 import json
 import logging
@@ -23,43 +21,15 @@ from typing import NoReturn
 
 import psutil
 
-from hpcm_scale.config import RunConfig, load_run
+from hpcm_scale.config import RunConfig
 from hpcm_scale.errors import INTERRUPTED, JOB_LOST, ConfigError, HpcmError, one_line
 
+RANK = "hpcm_scale.cli.rank"
+"""The module that every rank runs."""
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 """What tells a run to save and stop."""
 INSIST_SECONDS = 1.0
 """A second signal that comes later than this after the first ends the job unsaved."""
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Entry point of one rank."""
-    parser = argparse.ArgumentParser(prog="train", description=__doc__)
-    parser.add_argument("--config", required=True, help="a YAML file: configs/runs/*.yaml")
-    parser.add_argument("--set", action="append", metavar="KEY=VALUE", help="over the file")
-    parser.add_argument(
-        "--resume",
-        default="never",
-        metavar="auto|CHECKPOINT",
-        help="auto starts the run, or resumes it from its newest good checkpoint; the folder of "
-        "another run's checkpoint starts this run from there",
-    )
-    parser.add_argument(
-        "--dry-run",
-        action="store_true",
-        help="check configuration, data, disk and memory, and say what the run will do",
-    )
-    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the launcher's
-    given = parser.parse_args(arguments)
-    try:
-        run = load_run(given.config, given.set)
-        if given.dry_run:
-            if _rank() == 0:
-                dry_run(run, given.resume, int(os.environ.get("WORLD_SIZE", "1")))
-            return
-    except HpcmError as error:
-        _leave(2, one_line(error) if _rank() == 0 else "")
-    _leave(*run_here(run, given.resume))
 
 
 def run_here(run: RunConfig, resume: str) -> tuple[int, str]:
@@ -88,31 +58,18 @@ def run_here(run: RunConfig, resume: str) -> tuple[int, str]:
         leave_job()
     except Interrupted as stopped:
         leave_job()
-        return INTERRUPTED, f"{stopped}; --resume auto continues it" if _rank() == 0 else ""
+        return INTERRUPTED, f"{stopped}; --resume auto continues it" if this_rank() == 0 else ""
     except (HpcmError, OSError) as error:  # a full disk is no bug either
-        spoken = _rank() == 0 or not getattr(error, "on_every_rank", False)
-        where = f"rank {_rank()}: " if _rank() else ""
+        spoken = this_rank() == 0 or not getattr(error, "on_every_rank", False)
+        where = f"rank {this_rank()}: " if this_rank() else ""
         return 2, f"{where}{one_line(error)}" if spoken else ""
     except Exception as error:  # noqa: BLE001 - a bug: all of it is shown
         if from_peers(error):
             reason = str(error).splitlines()[0].split(". ")[0]
-            return JOB_LOST, f"rank {_rank()}: the job is lost: {reason}"
+            return JOB_LOST, f"rank {this_rank()}: the job is lost: {reason}"
         traceback.print_exc()
-        return exit_code(error), f"rank {_rank()}: {type(error).__name__}: {one_line(error)}"
+        return exit_code(error), f"rank {this_rank()}: {type(error).__name__}: {one_line(error)}"
     return 0, ""
-
-
-def dry_run(run: RunConfig, resume: str, ranks: int) -> None:
-    """Print the plan of the run.
-
-    Raises:
-        HpcmError: if it cannot start.
-    """
-    from rich.console import Console
-
-    from hpcm_scale.planning.launch_plan import launch_plan
-
-    Console().print(launch_plan(run, ranks, resume=resume == "auto"))
 
 
 def launch(accelerators: int, arguments: Sequence[str]) -> int:
@@ -122,7 +79,7 @@ def launch(accelerators: int, arguments: Sequence[str]) -> int:
     them as they are.
 
     Args:
-        arguments: of `main`, for every rank.
+        arguments: of the rank's program (hpcm_scale/cli/rank.py).
 
     Returns:
         the exit code of the job.
@@ -131,7 +88,7 @@ def launch(accelerators: int, arguments: Sequence[str]) -> int:
     world = base64.urlsafe_b64encode(json.dumps(slots).encode()).decode()
     command = [sys.executable, "-u", "-m", "deepspeed.launcher.launch", f"--world_info={world}"]
     command += ["--node_rank=0", "--master_addr=127.0.0.1", f"--master_port={free_port()}"]
-    command += ["--log_level=error", "--module", "hpcm_scale.training.entry", *arguments]
+    command += ["--log_level=error", "--module", RANK, *arguments]
     # A session of its own: Ctrl-C must not reach the launcher, which kills its ranks.
     job = subprocess.Popen(command, start_new_session=True)
     told = 0.0
@@ -166,11 +123,11 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def _rank() -> int:
+def this_rank() -> int:
     return int(os.environ.get("RANK", "0"))
 
 
-def _leave(code: int, text: str) -> NoReturn:
+def leave(code: int, text: str) -> NoReturn:
     """End this process without the interpreter's own end.
 
     Threads of torch and gloo that still run C++ code when the interpreter unwinds them abort the
@@ -196,7 +153,3 @@ def check_accelerators(accelerators: int) -> None:
         raise ConfigError(
             f"--accelerators: {accelerators} is above the {torch.cuda.device_count()} of this host"
         )
-
-
-if __name__ == "__main__":
-    main()
