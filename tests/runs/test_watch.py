@@ -189,7 +189,7 @@ def test_damaged_records_are_named(tmp_path):
     with pytest.raises(RunError, match=r"metrics\.jsonl: line 2 is not a row"):
         WatchedRun(run)
     (run / "run.json").write_text("{}")
-    with pytest.raises(RunError, match=r"run\.json: is not the record of a run"):
+    with pytest.raises(RunError, match=r"run\.json: name: is missing"):
         WatchedRun(run)
 
 
