@@ -10,7 +10,7 @@ class HpcmError(Exception):
     """Something the user can put right: the message names the file or field, value and remedy."""
 
     on_every_rank = False
-    """Whether all ranks of a job raise it together, so that one of them may speak for all."""
+    """True where all ranks of a job raise it together, so that one of them may report it."""
 
 
 def one_line(error: BaseException) -> str:

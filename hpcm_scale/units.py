@@ -1,4 +1,4 @@
-"""Sizes in bytes: constants, parsing, printing, and what this process takes."""
+"""Sizes in bytes: constants, parsing, printing, and this process's peak."""
 
 import resource
 
@@ -36,5 +36,5 @@ def gib(size: float) -> str:
 
 
 def peak_rss() -> int:
-    """Most memory this process has had resident, in bytes."""
+    """Peak resident memory of this process, in bytes."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

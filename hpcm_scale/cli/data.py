@@ -11,17 +11,17 @@ from hpcm_scale.cli.program import app, console
 def pack(
     paths: list[str] = typer.Argument(
         metavar="[SOURCE] OUT",
-        help="A folder of images or a quoted glob (or the recipe's), and the dataset's folder.",
+        help="A folder of images or a quoted glob (the recipe's by default); the dataset's folder.",
     ),
     recipe: Path | None = typer.Option(None, help="A recipe: shards/*.yaml."),
-    part: str = typer.Option("1/1", help="Pack lots i, i+n, ... only, as i/n: one host of n."),
+    part: str = typer.Option("1/1", help="Pack chunks i, i+n, ... only, as i/n: one host of n."),
     strict: bool = typer.Option(False, "--strict", help="Stop at the first corrupt image."),
     jobs: int | None = typer.Option(None, min=1, help="Processes; all cores by default."),
 ) -> None:
     """Pack a folder of images into tar shards with a manifest.
 
-    Interrupted, run it again: it goes on from the last whole lot. On n hosts, run it with --part
-    1/n ... n/n into one folder (or gather their OUT/lots in one), then once more without.
+    Interrupted, run it again: it resumes from the last whole chunk. On n hosts, run it with --part
+    1/n ... n/n into one folder (or gather their OUT/chunks in one), then once more without.
     """
     from hpcm_scale.data import inspect
     from hpcm_scale.data.pack import pack, parse_part

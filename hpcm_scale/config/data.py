@@ -6,10 +6,10 @@ from hpcm_scale.config.strict import Count, Positive, StrictModel
 
 
 class DataConfig(StrictModel):
-    """What a run is trained and validated on, and how samples are drawn."""
+    """Training and validation sets of a run, and how samples are drawn."""
 
     train: str
-    """Folder or URL (http, s3, gs, ...) of a packed dataset: what holds its manifest.json."""
+    """Folder or URL (http, s3, gs, ...) of a dataset: the one that holds its manifest.json."""
     val: str | None = None
     """Validation images: another packed dataset, a plain folder of images, or the val split of
     `train` where this is not given."""
@@ -21,15 +21,15 @@ class DataConfig(StrictModel):
     flips: bool = True
     """Mirror half of the crops, left to right."""
     streams: Positive = 64
-    """Canonical streams the order is made of. Ranks × workers must divide it; keep it for the
-    whole life of a run, whatever machines it moves to: the order depends on it."""
+    """Canonical streams of the sample order. Ranks × workers must divide it. It must stay the same
+    for the whole run, on whatever machines: the order depends on it."""
     workers: Count = 2
     """Decoding processes of each rank; 0 decodes in the training process."""
     shuffle_buffer: Positive = 1024
-    """Samples shuffled among each other on top of the shuffled shards; 1 reads shards in order."""
+    """Samples of a block that is shuffled, besides the order of shards; 1 reads shards in order."""
     cache: str = "~/.cache/hpcm_scale/shards"
     """Folder for the shards of a remote dataset, shared by the ranks of a host."""
     cache_gb: float = Field(default=100, gt=0)
-    """Bound of that folder in 10^9 bytes; the shards unused for longest are deleted first."""
+    """Bound of that folder in 10^9 bytes; the least recently used shards are deleted first."""
     max_bad_rate: float = Field(default=0.01, ge=0, le=1)
-    """Share of undecodable samples past which the run stops; 0 stops at the first."""
+    """Share of undecodable samples above which the run stops; 0 stops at the first."""

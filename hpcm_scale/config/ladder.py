@@ -2,16 +2,16 @@
 
 from copy import deepcopy
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from hpcm_scale.config.run import RunConfig
 from hpcm_scale.config.strict import (
     Count,
     Positive,
     StrictModel,
-    current_names,
+    current_key,
     parse,
     read_changed,
     set_dotted,
@@ -36,7 +36,7 @@ FIXED_IN_ABLATIONS = ("name", "out", "seed", "steps", "crops", "flops")
 
 
 class SizeConfig(StrictModel):
-    """One rung: a network, and what is its own."""
+    """One rung: a network, and settings of its own."""
 
     width: float = Field(gt=0)
     """Multiplies every channel count of the variant."""
@@ -49,17 +49,17 @@ class SizeConfig(StrictModel):
 
     @property
     def label(self) -> str:
-        """What runs of this size are called."""
+        """Name of this size in the names of runs."""
         return f"w{self.width:g}" + ("" if self.depth == 1 else f"-d{self.depth:g}")
 
 
 class RateRule(StrictModel):
     """The peak learning rate of a size: lr · (by / reference)^exponent, at most `max_lr`."""
 
-    renamed = {"at": "reference", "power": "exponent", "most": "max_lr"}  # noqa: RUF012
+    renamed: ClassVar = {"at": "reference", "power": "exponent", "most": "max_lr"}
 
     by: Literal["width", "parameters"] = "width"
-    """What the exponent applies to: the width multiplier, or the number of parameters."""
+    """The quantity the exponent applies to: the width multiplier, or the number of parameters."""
     reference: float = Field(gt=0)
     """The value of `by` that `lr` was found for."""
     lr: float = Field(gt=0)
@@ -69,7 +69,7 @@ class RateRule(StrictModel):
     max_lr: float | None = Field(default=None, gt=0)
     """No size gets more than this."""
     source: str = Field(min_length=1)
-    """Where rate and exponent come from: a paper, or a sweep and what it found."""
+    """Source of rate and exponent: a paper, or a sweep and its outcome."""
 
     def rate(self, value: float) -> float:
         """The rate for a value of `by`, to three digits."""
@@ -94,14 +94,26 @@ class AblationsConfig(StrictModel):
     """Name of an ablation -> dotted field of the run -> value:
     `psi: {model.overrides.fusion: psi}`."""
 
+    @field_validator("changes")
+    @classmethod
+    def _current(cls, changes: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+        current: dict[str, dict[str, Any]] = {}
+        for name, change in changes.items():
+            keys = [current_key(RunConfig, key, f"ablation {name}") for key in change]
+            if len(set(keys)) < len(keys):
+                raise ValueError(f"{name}: gives a field by its old and its new name")
+            current[name] = dict(zip(keys, change.values(), strict=True))
+        return current
+
 
 class LadderConfig(StrictModel):
     """Sizes × λ × seeds × lengths, and ablations beside them; each is one training run."""
 
-    renamed = {"images": "crops", "arms": "ablations"}  # noqa: RUF012
+    renamed: ClassVar = {"images": "crops", "arms": "ablations"}
+    templates: ClassVar = {"run": RunConfig}
 
     name: str = Field(pattern=r"^[A-Za-z0-9._-]+$")
-    """What the ladder is called, in a queue for example."""
+    """Name of the ladder, shown in a queue for example."""
     out: Path
     """Folder of the run folders; logs and measured costs go to `out`/ladder."""
     variant: str = "base"
@@ -111,21 +123,21 @@ class LadderConfig(StrictModel):
     lambdas: tuple[Above0, ...] = Field(default=(0.013,), min_length=1)
     """λ of distortion + rate."""
     seeds: tuple[Count, ...] = Field(default=(1,), min_length=1)
-    """Of the sizes that do not give their own."""
+    """Seeds of the sizes that do not give their own."""
     crops: tuple[Positive, ...] | None = Field(default=None, min_length=1)
     """Lengths in crops. One of crops and flops must be given."""
     flops: tuple[Above0, ...] | None = Field(default=None, min_length=1)
     """Lengths in counted training FLOPs."""
     branch: bool = True
-    """Of several lengths only the longest is trained whole, where the learning rate is constant
-    up to its decay: the shorter ones go on from its checkpoint where theirs begins (arXiv
+    """Train only the longest of several lengths from the start, where the learning rate is constant
+    up to its decay: shorter ones resume from its checkpoint at which their decay begins (arXiv
     2405.18392)."""
     rate: RateRule | None = None
     """The learning rate of sizes that do not give theirs."""
     ablations: AblationsConfig | None = None
     """Variants of one size."""
     run: dict[str, Any]
-    """All else of a run, as in configs/runs."""
+    """All other fields of a run, as in configs/runs."""
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -139,9 +151,8 @@ class LadderConfig(StrictModel):
             self._differ(f"sizes.{size.label}.seeds", size.seeds or ())
             if size.lr is None and self.rate is None:
                 raise ValueError(f"rate: is missing, and size {size.label} has no lr of its own")
-        template, _ = current_names(RunConfig, self.run, "run")
         for key, decided_by in DECIDED.items():
-            section = template
+            section: Any = self.run
             for part in key.split("."):
                 section = section.get(part) if isinstance(section, dict) else None
             if section is not None:
@@ -198,7 +209,7 @@ class LadderConfig(StrictModel):
             changes: an ablation's.
 
         Raises:
-            ConfigError: naming the field of the run that does not do.
+            ConfigError: naming the field of the run that is wrong.
         """
         values = deepcopy(self.run)
         source = f"{self.name}: run"
@@ -226,7 +237,7 @@ def load_ladder(path: Path | str, changes: list[str] | None = None) -> LadderCon
     Raises:
         ConfigError: naming file, field, value and rule.
     """
-    ladder = parse(LadderConfig, read_changed(path, changes), str(path))
+    ladder = parse(LadderConfig, read_changed(LadderConfig, path, changes), str(path))
     ablations = ladder.ablations.changes if ladder.ablations else {}
     for name, change in ({"": {}} | ablations).items():
         try:
@@ -234,7 +245,6 @@ def load_ladder(path: Path | str, changes: list[str] | None = None) -> LadderCon
                 name or "run", ladder.sizes[0], lmbda=1, seed=0, lr=1, length=1, changes=change
             )
         except ConfigError as error:
-            where = f"ablation {name}: " if name else ""
-            reason = str(error).removeprefix(f"{ladder.name}: ")
-            raise ConfigError(f"{path}: {where}{reason}") from None
+            where = f"{path}: ablation {name}: " if name else f"{path}: "
+            raise ConfigError(where + str(error).removeprefix(f"{ladder.name}: ")) from None
     return ladder

@@ -13,7 +13,7 @@ CHARM_SLICES = 10
 
 
 def latent_multiple(architecture: str) -> int:
-    """What the latent channels must be a multiple of: the schedule's 8 groups, charm's slices."""
+    """The divisor of latent channels: the schedule's 8 groups, and charm's slices."""
     return math.lcm(8, CHARM_SLICES) if architecture == "charm" else 8
 
 
@@ -29,7 +29,7 @@ class SharedNetConfig(StrictModel):
 
 
 class PublishedComplexity(StrictModel):
-    """What the papers print of a variant, to stand beside the count."""
+    """The papers' printed figures of a variant, shown beside the counted ones."""
 
     parameters_m: float | None = None
     """Millions of parameters."""
@@ -38,10 +38,10 @@ class PublishedComplexity(StrictModel):
 
 
 class ModelConfig(StrictModel):
-    """What the configuration of every network has; each architecture adds its own fields."""
+    """Fields of every network's configuration; each architecture adds its own."""
 
     name: str
-    """What the model is called in reports and file names."""
+    """Name of the model in reports and file names."""
     architecture: str
     """The kind of network; it decides which class the configuration is of."""
     latent_channels: Positive

@@ -2,7 +2,7 @@
 
 import math
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -11,7 +11,7 @@ from hpcm_scale.config.strict import Count, Positive, StrictModel, parse, read_c
 
 
 class ModelChoice(StrictModel):
-    """Which network a run trains: a variant, the dials that scale it, single fields over both."""
+    """The network of a run: a variant, its width and depth multipliers, single fields over both."""
 
     variant: str = "base"
     """A name in configs/models, or the path of such a file."""
@@ -20,7 +20,7 @@ class ModelChoice(StrictModel):
     depth: float = Field(default=1.0, gt=0)
     """Multiplies the number of residual blocks of every part that has any."""
     overrides: dict[str, Any] = Field(default_factory=dict)
-    """Fields of ModelConfig set after the dials, such as `fusion: psi`."""
+    """Fields of ModelConfig set after the multipliers, such as `fusion: psi`."""
 
 
 class LossConfig(StrictModel):
@@ -36,19 +36,19 @@ class LossConfig(StrictModel):
 class OptimizerConfig(StrictModel):
     """Adam, its learning rate over the run, and the average of its weights."""
 
-    renamed = {"clip": "grad_clip_norm", "final": "final_lr_fraction"}  # noqa: RUF012
+    renamed: ClassVar = {"clip": "grad_clip_norm", "final": "final_lr_fraction"}
 
     type: Literal["adam", "adamw"] = "adam"
     """adamw decouples the weight decay from the gradient; without weight decay they are one."""
     lr: float = Field(default=1e-4, gt=0)
-    """Peak learning rate. 1e-4 is the papers' for Base; narrow models bear ten times as much."""
+    """Peak learning rate. 1e-4 is the papers' for Base; narrow models stay stable at 1e-3."""
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (
         0.9,
         0.999,
     )
     """Decay of Adam's running mean and variance of the gradient."""
     weight_decay: float = Field(default=0, ge=0)
-    """Of every parameter; the papers use none."""
+    """Weight decay of every parameter; the papers use none."""
     grad_clip_norm: float = Field(default=1.0, gt=0)
     """Largest norm of the gradient over all parameters (the papers' 1.0)."""
     warmup_steps: Count = 0
@@ -67,7 +67,7 @@ class OptimizerConfig(StrictModel):
     """cosine: the share of the peak that the run ends at."""
     ema: float | None = Field(default=None, gt=0, lt=1)
     """Decay a step of an exponential moving average of the weights, which validation and export
-    then use; none is kept if not given. Young averages forget faster: min(ema, (1+t)/(10+t))."""
+    then use; none is kept if not given. Early steps decay faster: min(ema, (1+t)/(10+t))."""
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -88,17 +88,17 @@ class CheckpointConfig(StrictModel):
     every: Positive = 1000
     """Steps between checkpoints; the last step is always saved. A crash costs half of this."""
     keep: Positive = 3
-    """Newest checkpoints kept; older ones are deleted only once a newer one is whole."""
+    """Newest checkpoints kept; older ones are deleted only once a newer one is complete."""
     keep_every: Positive | None = None
     """Steps whose multiples are kept for good beside the newest."""
     background: bool = True
-    """Write from a copy in memory while the run goes on, where DeepSpeed can (not with offload)."""
+    """Write from a copy in memory during training, where DeepSpeed can (not with offload)."""
 
 
 class GuardConfig(StrictModel):
-    """What a run does when something goes wrong."""
+    """Faults that a run tolerates, and when it ends."""
 
-    renamed = {"spike": "spike_factor"}  # noqa: RUF012
+    renamed: ClassVar = {"spike": "spike_factor"}
 
     max_skipped: Positive = 10
     """Steps skipped one after the other, for losses or gradients that are not finite, that end
@@ -106,30 +106,30 @@ class GuardConfig(StrictModel):
     spike_factor: float = Field(default=2.0, gt=1)
     """A loss above this many times its running average is recorded as a spike."""
     timeout: float = Field(default=600, gt=0)
-    """Seconds a rank waits for another in one collective operation before it gives the job up."""
+    """Seconds a rank waits for another in one collective operation before it ends the job."""
 
 
 class RunConfig(StrictModel):
     """One training run."""
 
-    renamed = {"hours": "max_hours", "images": "crops"}  # noqa: RUF012
+    renamed: ClassVar = {"hours": "max_hours", "images": "crops"}
 
     name: str = Field(pattern=r"^[^/\x00]+$")
-    """What the run is called; its folder is `out`/`name`."""
+    """Name of the run; its folder is `out`/`name`."""
     out: Path = Path("runs")
     """Folder of run folders."""
     seed: int = Field(default=0, ge=0)
-    """Of initialisation, sample order, crops and quantisation noise."""
+    """Seed of initialisation, sample order, crops and quantisation noise."""
     model: ModelChoice = ModelChoice()
     """The network."""
     init: Path | None = None
     """A model file of the same network to start from, such as one trained for another λ."""
     data: DataConfig
-    """What it is trained on."""
+    """Training and validation data."""
     loss: LossConfig = LossConfig()
-    """What is minimised."""
+    """The objective."""
     optimizer: OptimizerConfig = OptimizerConfig()
-    """How."""
+    """The optimizer and its learning rate."""
     steps: Positive | None = None
     """Length of the run in optimizer steps. One of steps, crops and flops must be given."""
     crops: Positive | None = None
@@ -137,8 +137,8 @@ class RunConfig(StrictModel):
     flops: float | None = Field(default=None, gt=0)
     """Length of the run in counted training FLOPs, rounded up to whole steps."""
     max_hours: float | None = Field(default=None, gt=0)
-    """Wall time after which a session of the run saves and stops, to be resumed; the learning rate
-    does not know of it."""
+    """Hours of wall time after which the run saves and stops, to be resumed; the learning rate
+    does not depend on it."""
     batch: Positive = 32
     """Crops of an optimizer step over all ranks."""
     micro_batch: Positive | None = None
@@ -156,9 +156,9 @@ class RunConfig(StrictModel):
     validate_every: Positive = 1000
     """Steps between validations; the last step is always validated."""
     checkpoint: CheckpointConfig = CheckpointConfig()
-    """Saving."""
+    """Checkpoints."""
     guard: GuardConfig = GuardConfig()
-    """Faults."""
+    """Tolerated faults."""
     profile: tuple[Count, Positive] | None = None
     """First step and number of steps of a torch profiler trace, kept in the run's `profile/`."""
 
@@ -199,4 +199,4 @@ def load_run(path: Path | str, changes: list[str] | None = None) -> RunConfig:
     Raises:
         ConfigError: naming file, field, value and rule.
     """
-    return parse(RunConfig, read_changed(path, changes), str(path))
+    return parse(RunConfig, read_changed(RunConfig, path, changes), str(path))

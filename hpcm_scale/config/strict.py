@@ -23,7 +23,9 @@ class StrictModel(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     renamed: ClassVar[Mapping[str, str]] = {}
-    """Fields by the names they had in version 0.1, which are still read for one version."""
+    """Name of a field in version 0.1 -> its name now. The old names are read for one version."""
+    templates: ClassVar[Mapping[str, "type[StrictModel]"]] = {}
+    """Fields with values of another model that is validated later, such as a ladder's run."""
 
 
 T = TypeVar("T", bound=StrictModel)
@@ -66,44 +68,66 @@ def parse(kind: type[T], values: Any, source: str) -> T:
     """
     if not isinstance(values, dict):
         raise ConfigError(f"{source}: expected keys and values, found {type(values).__name__}")
-    values, old = current_names(kind, values, source)
-    for was, now in old.items():
-        log.warning("%s: %s is now called %s; the old name is read until 0.3", source, was, now)
     try:
-        return kind.model_validate(values)
+        return kind.model_validate(current_names(kind, values, source))
     except ValidationError as error:
         raise ConfigError(describe(error, source)) from None
 
 
 def current_names(
-    kind: type[StrictModel], values: Mapping[str, Any], source: str
-) -> tuple[dict[str, Any], dict[str, str]]:
-    """`values` of a `kind` with the fields that were renamed under their current names.
+    kind: type[StrictModel],
+    values: Mapping[str, Any],
+    source: str,
+    inside: str = "",
+    notice: bool = True,
+) -> dict[str, Any]:
+    """`values` of a `kind` with renamed fields under their current names.
 
-    Returns:
-        the values, and dotted old name -> dotted current name of those found.
+    Args:
+        inside: dotted section that `values` are of, with a dot at its end, for messages.
+        notice: whether to warn of each; not for records, which nobody edits.
 
     Raises:
         ConfigError: if a field is given by both of its names.
     """
     current: dict[str, Any] = {}
-    found: dict[str, str] = {}
     for key, value in values.items():
-        name = kind.renamed.get(key, key)
-        if name != key:
-            if name in values:
-                raise ConfigError(f"{source}: {key}: is the old name of {name}, also given")
-            found[key] = name
+        name = _current_name(kind, key, source, inside, notice)
+        if name != key and name in values:
+            raise ConfigError(f"{source}: {inside}{key}: is the old name of {name}, also given")
         section = section_of(kind, name)
         if section is not None and isinstance(value, Mapping):
-            value, inner = current_names(section, value, source)
-            found |= {f"{key}.{was}": f"{name}.{now}" for was, now in inner.items()}
+            value = current_names(section, value, source, f"{inside}{name}.", notice)
         current[name] = value
-    return current, found
+    return current
+
+
+def current_key(kind: type[StrictModel], key: str, source: str) -> str:
+    """A dotted key of a `kind` with renamed fields under their current names, with a notice."""
+    section: type[StrictModel] | None = kind
+    names: list[str] = []
+    for part in key.split("."):
+        if section is not None:
+            part = _current_name(section, part, source, "".join(f"{name}." for name in names))
+            section = section_of(section, part)
+        names.append(part)
+    return ".".join(names)
+
+
+def _current_name(
+    kind: type[StrictModel], key: str, source: str, inside: str, notice: bool = True
+) -> str:
+    name = kind.renamed.get(key, key)
+    if name != key and notice:
+        was, now = f"{inside}{key}", f"{inside}{name}"
+        log.warning("%s: %s is now called %s; the old name is read until 0.3", source, was, now)
+    return name
 
 
 def section_of(kind: type[StrictModel], name: str) -> type[StrictModel] | None:
-    """The model of a field that is a section of its own."""
+    """The model of a field that is a section of its own; None for other fields."""
+    if name in kind.templates:
+        return kind.templates[name]
     field = kind.model_fields.get(name)
     kinds = (field.annotation, *get_args(field.annotation)) if field else ()
     return next((k for k in kinds if isinstance(k, type) and issubclass(k, StrictModel)), None)
@@ -141,13 +165,21 @@ def set_dotted(values: dict[str, Any], key: str, value: Any, source: str) -> Non
     section[last] = value
 
 
-def read_changed(path: Path | str, changes: list[str] | None) -> dict[str, Any]:
-    """The mapping in a YAML file with `section.key=value` over it, values read as YAML.
+def read_changed(
+    kind: type[StrictModel], path: Path | str, changes: list[str] | None
+) -> dict[str, Any]:
+    """The values of a `kind` in a YAML file with `section.key=value` over them.
+
+    Renamed fields come under their current names, so that a change of a field wins over the file
+    whichever names the two use.
+
+    Args:
+        changes: values are read as YAML.
 
     Raises:
         ConfigError: for a file or a change that cannot be read.
     """
-    values = read_yaml(path)
+    values = current_names(kind, read_yaml(path), str(path))
     for change in changes or []:
         key, equals, text = change.partition("=")
         if not equals or not key:
@@ -156,7 +188,8 @@ def read_changed(path: Path | str, changes: list[str] | None) -> dict[str, Any]:
             value = yaml.safe_load(text)
         except yaml.YAMLError as error:
             raise ConfigError(f"--set {change}: {error}") from None
-        set_dotted(values, key, value, f"--set {change}")
+        source = f"--set {change}"
+        set_dotted(values, current_key(kind, key, source), value, source)
     return values
 
 

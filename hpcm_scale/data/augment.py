@@ -1,4 +1,4 @@
-"""Which part of an image a training sample is: keyed by sample, so no process layout moves it."""
+"""Random crops, keyed by sample: the number of ranks and workers does not change them."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""Bytes to pixels: bounded before decoding, and no further down the image than a crop needs."""
+"""Decoding of image files: bounded before it starts, and no further down than a crop needs."""
 
 import hashlib
 import struct
@@ -43,7 +43,7 @@ def open_image(data: bytes, max_pixels: int = PIXEL_LIMIT) -> Image.Image:
     except Image.DecompressionBombError as error:
         raise BadImage("oversized", str(error)) from None
     except DECODE_ERRORS as error:
-        # Pillow's message names a BytesIO object, which helps nobody.
+        # Pillow's message names a BytesIO object.
         detail = str(error).partition(" <_io")[0]
         raise BadImage("corrupt", detail or type(error).__name__) from None
     if image.width * image.height > max_pixels:
@@ -133,7 +133,7 @@ def shorten(data: bytes, image: Image.Image, bottom: int) -> bytes | None:
 
 
 def _jpeg_height_at(data: bytes) -> int | None:
-    """Where a JPEG's frame header holds the height."""
+    """Offset of the height in a JPEG's frame header; None if there is none."""
     at = 2
     while at + 9 <= len(data) and data[at] == 0xFF:
         marker = data[at + 1]
@@ -160,7 +160,7 @@ def image_suffix(name: str) -> str | None:
 
 
 def require_size(smallest: int, crop: int, where: str) -> None:
-    """Check that crops fit.
+    """Check that crops fit into the smallest image.
 
     Raises:
         DataError: naming the smallest side.

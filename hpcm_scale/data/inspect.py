@@ -1,4 +1,4 @@
-"""What is in a dataset, for people: counts, sizes, and a contact sheet."""
+"""Summaries of a dataset for people: counts, sizes, and a contact sheet."""
 
 from io import BytesIO
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""manifest.json: what a dataset holds, shard by shard, with an index to seek every sample by."""
+"""manifest.json: the contents of a dataset, shard by shard, with the place of every sample."""
 
 import hashlib
 import json
@@ -18,7 +18,7 @@ COLUMNS = ("offsets", "sizes", "widths", "heights")
 
 
 def is_safe(name: str) -> bool:
-    """Whether a path from a tar or a manifest stays inside the folder it is read or unpacked in."""
+    """Tell whether a path from a tar or a manifest stays inside the folder it is unpacked in."""
     parts = PurePosixPath(name).parts
     return bool(parts) and not name.startswith("/") and ".." not in parts and "\\" not in name
 
@@ -64,7 +64,8 @@ class Shard:
 
     @classmethod
     def from_json(cls, entry: dict[str, Any], source: str) -> "Shard":
-        """
+        """The shard of an entry of manifest.json.
+
         Raises:
             DataError: if the entry is not what `to_json` writes, or points outside the shard.
         """
@@ -124,9 +125,9 @@ class Manifest:
     """The verb that made it: pack or index."""
     recipe: dict[str, Any] = field(default_factory=dict)
     source: dict[str, Any] = field(default_factory=dict)
-    """What was read: files and a digest of their names and sizes."""
+    """Origin of the images: a digest of the files' names and sizes."""
     report: dict[str, Any] = field(default_factory=dict)
-    """What became of it: counts of samples and of skipped files by reason."""
+    """Counts of samples, and of skipped files by reason."""
 
     def splits(self) -> list[str]:
         return sorted({shard.split for shard in self.shards})
@@ -175,7 +176,8 @@ class Manifest:
 
     @classmethod
     def loads(cls, text: str | bytes, source: str) -> "Manifest":
-        """
+        """The manifest in the text of manifest.json.
+
         Raises:
             DataError: if `text` is not a manifest.
         """

@@ -17,7 +17,7 @@ import numpy as np
 
 from hpcm_scale.errors import DataError
 
-SHARDS, BLOCK = 0, 1  # what a generator is for, in its key
+SHARDS, BLOCK = 0, 1  # last or third part of a generator's key: its purpose
 
 
 def owned_positions(start: int, stop: int, index: int, count: int) -> np.ndarray:
@@ -42,7 +42,7 @@ def require_divisor(streams: int, ranks: int, workers: int) -> None:
 
 
 class Order:
-    """Which sample each position of a run is.
+    """The sample at each position of a run.
 
     Args:
         shard_sizes: samples of each shard, in manifest order; samples are numbered along it.

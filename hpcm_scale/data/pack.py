@@ -1,10 +1,10 @@
-"""Folders of images to shards and a manifest: parallel, resumable, shared out over hosts.
+"""Packing of image folders into shards and a manifest: parallel, resumable, over many hosts.
 
-The sorted source files are cut into lots by their sizes alone, so that every host and every later
-attempt cuts them alike. A lot becomes one tar for each split in OUT/lots, and a record written
-last: a lot with a record is never packed again. When all lots are there they become the shards,
+The sorted source files are cut into chunks by their sizes alone, so that every host and every later
+attempt cuts them alike. A chunk becomes one tar for each split in OUT/chunks, and a record written
+last: a chunk with a record is never packed again. When all chunks are there they become the shards,
 and manifest.json is written last of all. So an interrupted, a resumed and a divided run end in the
-same bytes as one run in one go.
+same bytes as one uninterrupted run.
 """
 
 import glob
@@ -26,7 +26,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from hpcm_scale.data.images import image_suffix
 from hpcm_scale.data.manifest import NAME, Manifest
-from hpcm_scale.data.pack_chunks import REPORT, SPLITS, ChunkStore, finish
+from hpcm_scale.data.pack_chunks import CHUNKS, REPORT, SPLITS, ChunkStore, finish
 from hpcm_scale.data.prepare import Prepared, Skipped, prepare
 from hpcm_scale.data.recipe import Recipe
 from hpcm_scale.data.shards import read_manifest
@@ -59,7 +59,7 @@ def pack(
 
     Args:
         source: overrides the recipe's.
-        part: (i, n), i from 1: pack every n-th lot only, leaving the shards to a later call with
+        part: (i, n), i from 1: pack every n-th chunk only, leaving the shards to a later call with
             (1, 1), which packs what is still missing.
         strict: the first corrupt image is an error, instead of skipped and counted.
         jobs: processes; the cores of this machine by default.
@@ -83,16 +83,16 @@ def pack(
     identity = _identity(recipe, sources)
     if (out / NAME).exists():
         return _already_packed(out, identity, strict)
-    lots = ChunkStore(out / "lots", identity)
-    if not lots.folder.exists() and any((out / split).exists() for split in SPLITS):
+    chunks = ChunkStore(out / CHUNKS, identity)
+    if not chunks.folder.exists() and any((out / split).exists() for split in SPLITS):
         raise DataError(f"{out}: holds shards without a {NAME}; choose another folder")
     batches = _cut(sources, int(recipe.shard_mb * 1e6))
     index, parts = part
     mine = range(index - 1, len(batches), parts)
-    todo = [n for n in mine if not lots.done(n)]
+    todo = [n for n in mine if not chunks.done(n)]
     if strict:
         for n in sorted(set(mine) - set(todo)):
-            _refuse_corrupt(lots.read(n)[1])
+            _refuse_corrupt(chunks.read(n)[1])
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     jobs = jobs or len(os.sched_getaffinity(0))
     pool = ProcessPoolExecutor(jobs)
@@ -105,14 +105,14 @@ def pack(
                 pool, _prepare_one, ((s, recipe) for n in todo for s in batches[n]), ahead=4 * jobs
             )
             for n in todo:
-                lots.write(n, _checked(results, len(batches[n]), strict, progress, task))
+                chunks.write(n, _checked(results, len(batches[n]), strict, progress, task))
             if parts > 1:
                 return None
-            return finish(out, lots, len(batches), recipe, ignored, pool)
+            return finish(out, chunks, len(batches), recipe, ignored, pool)
         except BrokenProcessPool:
             raise DataError(
-                "a packing process was killed (out of memory?); run the command again to go on "
-                "from the last whole lot, with fewer --jobs"
+                "a packing process was killed (out of memory?); run the command again to "
+                "resume from the last whole chunk, with fewer --jobs"
             ) from None
         except OSError as error:
             raise DataError(f"{out}: cannot be written ({error})") from None
@@ -195,16 +195,16 @@ def _already_packed(out: Path, identity: str, strict: bool) -> Manifest:
     corrupt = manifest.report.get("skipped", {}).get("corrupt", 0)
     if strict and corrupt:
         raise DataError(f"{out}: {corrupt} corrupt images were skipped, see {REPORT} (--strict)")
-    shutil.rmtree(out / "lots", ignore_errors=True)
+    shutil.rmtree(out / CHUNKS, ignore_errors=True)
     return manifest
 
 
-def _cut(sources: list[Source], lot_bytes: int) -> list[list[Source]]:
-    """Consecutive files, as many as make up `lot_bytes`."""
+def _cut(sources: list[Source], chunk_bytes: int) -> list[list[Source]]:
+    """Consecutive files, as many as make up `chunk_bytes`."""
     batches: list[list[Source]] = [[]]
     size = 0
     for source in sources:
-        if size >= lot_bytes:
+        if size >= chunk_bytes:
             batches.append([])
             size = 0
         batches[-1].append(source)

@@ -1,4 +1,4 @@
-"""Lots, the restartable pieces of a pack, and the shards made of them."""
+"""Chunks, the restartable units of a pack, and the shards made of them."""
 
 import json
 import os
@@ -23,6 +23,8 @@ from hpcm_scale.errors import DataError
 from hpcm_scale.files import atomic_path, atomic_write
 
 SPLITS = ("train", "val")
+CHUNKS = "chunks"
+"""Folder of the unfinished pack inside the dataset's."""
 REPORT = "report.json"
 
 
@@ -32,7 +34,7 @@ class PackedSample:
 
     file: str
     name: str
-    """Of its member in the tar."""
+    """Name of its member in the tar."""
     hash: str
     width: int
     height: int
@@ -40,7 +42,7 @@ class PackedSample:
 
 @dataclass(frozen=True)
 class ShardSource:
-    """What a shard takes from a lot's tar: the whole of it, or some rows."""
+    """The part of a shard that comes from one chunk's tar: the whole of it, or some rows."""
 
     tar: Path
     rows: list[PackedSample]
@@ -48,7 +50,7 @@ class ShardSource:
 
 
 class ChunkStore:
-    """The folder of packed lots: lot n is NNNNNN.train.tar, NNNNNN.val.tar and NNNNNN.json."""
+    """The folder of packed chunks: chunk n is NNNNNN.train.tar, NNNNNN.val.tar and NNNNNN.json."""
 
     def __init__(self, folder: Path, identity: str) -> None:
         self.folder, self.identity = folder, identity
@@ -57,7 +59,7 @@ class ChunkStore:
         return self.folder / f"{number:06d}.{split}.tar"
 
     def done(self, number: int) -> bool:
-        """Whether a lot is packed.
+        """Tell whether a chunk is packed.
 
         Raises:
             DataError: if it is, but from another source or by another recipe.
@@ -85,7 +87,7 @@ class ChunkStore:
         return rows, skipped
 
     def write(self, number: int, results: Iterator[Prepared | Skipped]) -> None:
-        """Pack one lot: its tars first, its record last."""
+        """Pack one chunk: its tars first, its record last."""
         record: dict[str, Any] = {"identity": self.identity, "skipped": []}
         record |= {split: [] for split in SPLITS}
         with (
@@ -108,12 +110,12 @@ class ChunkStore:
 
 
 def finish(
-    out: Path, lots: ChunkStore, count: int, recipe: Recipe, ignored: int, pool: Executor
+    out: Path, chunks: ChunkStore, count: int, recipe: Recipe, ignored: int, pool: Executor
 ) -> Manifest:
-    """Make the shards and the manifest of `count` packed lots, and remove the lots.
+    """Make the shards and the manifest of `count` packed chunks, and remove the chunks.
 
-    A train shard is what one lot has for training. Validation is small: its shards collect from
-    several lots. Of images with the same pixels only the first is kept, whatever their splits.
+    A train shard is what one chunk has for training. Validation is small: its shards collect from
+    several chunks. Of images with the same pixels only the first is kept, whatever their splits.
 
     Raises:
         DataError: if no image is left.
@@ -126,7 +128,7 @@ def finish(
     skipped: list[Skipped] = []
     val_room = 0.0  # bytes left in the validation shard being gathered
     for number in range(count):
-        rows, failed = lots.read(number)
+        rows, failed = chunks.read(number)
         skipped += failed
         for split in SPLITS:
             kept = []
@@ -139,11 +141,11 @@ def finish(
                     kept.append(row)
             if not kept:
                 continue
-            tar = lots.tar(number, split)
-            piece = ShardSource(tar, kept, whole=len(kept) == len(rows[split]))
+            tar = chunks.tar(number, split)
+            part = ShardSource(tar, kept, whole=len(kept) == len(rows[split]))
             if split == "train" or val_room <= 0:
                 plan[split].append([])
-            plan[split][-1].append(piece)
+            plan[split][-1].append(part)
             if split == "val":
                 val_room = recipe.shard_mb * 1e6 if val_room <= 0 else val_room
                 val_room -= tar.stat().st_size
@@ -152,9 +154,9 @@ def finish(
         counts = ", ".join(f"{n} {kind}" for kind, n in reasons.items())
         raise DataError(f"no image passed the recipe ({counts})")
     jobs = [
-        pool.submit(_make_shard, out, f"{split}/{number:06d}.tar", split, pieces)
+        pool.submit(_make_shard, out, f"{split}/{number:06d}.tar", split, parts)
         for split in SPLITS
-        for number, pieces in enumerate(plan[split])
+        for number, parts in enumerate(plan[split])
     ]
     report = {
         "found": len(seen) + len(skipped),
@@ -167,35 +169,37 @@ def finish(
         tuple(job.result() for job in jobs),
         "pack",
         recipe=recipe.model_dump(mode="json", exclude={"source"}),
-        source={"identity": lots.identity},
+        source={"identity": chunks.identity},
         report=report,
     )
     atomic_write(out / REPORT, json.dumps({**report, "files": files}, indent=1))
     atomic_write(out / NAME, manifest.dumps())
-    shutil.rmtree(lots.folder)
+    shutil.rmtree(chunks.folder)
     return manifest
 
 
-def _make_shard(out: Path, path: str, split: str, pieces: list[ShardSource]) -> Shard:
+def _make_shard(out: Path, path: str, split: str, parts: list[ShardSource]) -> Shard:
     """Write one shard and describe it."""
     target = out / path
-    if len(pieces) == 1 and pieces[0].whole:
-        _link(pieces[0].tar, target)
+    if len(parts) == 1 and parts[0].whole:
+        _link(parts[0].tar, target)
     else:
         with _tar_writer(target) as writer:
-            for piece in pieces:
-                members = {member.name: member for member in scan_tar(piece.tar)}
-                with piece.tar.open("rb") as stream:
-                    for row in piece.rows:
+            for part in parts:
+                members = {member.name: member for member in scan_tar(part.tar)}
+                with part.tar.open("rb") as stream:
+                    for row in part.rows:
                         stream.seek(members[row.name].offset)
                         key, _, suffix = row.name.rpartition(".")
                         data = stream.read(members[row.name].size)
                         writer.write({"__key__": key, suffix: data})
-    rows = [row for piece in pieces for row in piece.rows]
+    rows = [row for part in parts for row in part.rows]
     # Read back from the file just made: the index can only say what is there.
     members = list(scan_tar(target))
     if [member.name for member in members] != [row.name for row in rows]:
-        raise DataError(f"{target}: does not hold what its lots recorded; remove {out} and repack")
+        raise DataError(
+            f"{target}: does not hold what its chunks recorded; remove {out} and repack"
+        )
     with target.open("rb") as stream:
         digest = sha256_of(stream)
     return Shard(

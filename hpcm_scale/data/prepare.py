@@ -1,10 +1,11 @@
-"""One source file to one sample of a shard, or to the reason why it is left out."""
+"""Preparation of one source file: a sample of a shard, or the reason why it is left out."""
 
 import re
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 
 from hpcm_scale.data.images import (
@@ -35,7 +36,7 @@ class Prepared:
     width: int
     height: int
     hash: str
-    """SHA-256 of the source's RGB pixels, before any scaling: names the content for good."""
+    """SHA-256 of the source's RGB pixels, before any scaling: identifies the content."""
     val: bool
 
 
@@ -49,7 +50,7 @@ class Skipped:
 
 
 def prepare(path: Path, name: str, recipe: Recipe) -> Prepared | Skipped:
-    """Read, check and if need be re-encode an image.
+    """Read and check an image, and re-encode it where the recipe asks for it.
 
     Args:
         name: the file's path inside the source, for the report.
@@ -105,13 +106,13 @@ def _as_rgb(image: Image.Image, recipe: Recipe) -> Image.Image:
             alpha = image.convert("RGBA").getchannel("A")
         except DECODE_ERRORS as error:
             raise BadImage("corrupt", str(error) or type(error).__name__) from None
-        if alpha.histogram()[255] < alpha.width * alpha.height:
-            raise BadImage("transparent", "has pixels that can be seen through")
+        if np.asarray(alpha).min() < 255:
+            raise BadImage("transparent", "has transparent pixels")
     return decode(image)
 
 
 def _encode(image: Image.Image, suffix: str) -> bytes:
-    """The pixels alone, without loss: no metadata of the source travels along."""
+    """The pixels without loss and without the metadata of the source."""
     bare = Image.frombytes("RGB", image.size, image.tobytes())
     buffer = BytesIO()
     if suffix == "webp":

@@ -10,12 +10,12 @@ from hpcm_scale.data.images import PIXEL_LIMIT
 
 
 class ValConfig(StrictModel):
-    """The images kept for validation. Packing again never moves an image to the other side."""
+    """The images kept for validation. Packing again never moves an image between the splits."""
 
     fraction: float = Field(default=0.0, ge=0, lt=1)
     """Share of all images, chosen by the hash of their pixels."""
     names: tuple[str, ...] = ()
-    """Images by name, without folder and suffix; for a set too small to leave to chance."""
+    """Images by name, without folder and suffix; for sets too small for a random split."""
 
     @model_validator(mode="after")
     def _one_rule(self) -> Self:
@@ -25,12 +25,12 @@ class ValConfig(StrictModel):
 
 
 class Recipe(StrictModel):
-    """What `hpcm-scale pack` makes of a source."""
+    """How `hpcm-scale pack` turns a source into a dataset."""
 
     source: str | None = None
     """A folder, searched with its subfolders, or a glob such as /photos/**/*.png."""
     licence: str = ""
-    """Under which terms the images may be used; copied to the manifest."""
+    """Terms under which the images may be used; copied to the manifest."""
     min_side: Positive = 256
     """Images with a shorter side, in pixels, are left out: training crops must fit."""
     max_pixels: int = Field(default=100_000_000, gt=0, le=PIXEL_LIMIT)
@@ -38,8 +38,8 @@ class Recipe(StrictModel):
     jpeg_downscale: float = Field(default=1.0, gt=0, le=1)
     """Factor by which the sides of JPEG sources are scaled (0.5 hides most of their artefacts)."""
     format: Literal["keep", "png", "webp"] = "keep"
-    """Bytes in the shards: as they were, or re-encoded without loss. What changes on the way
-    (scaled, not RGB, or neither JPEG, PNG nor WebP) is stored as PNG where the bytes are kept."""
+    """keep: the bytes of the source file; png, webp: re-encoded without loss. With keep, images
+    that must change (scaled, not RGB, or neither JPEG, PNG nor WebP) are stored as PNG."""
     non_rgb: Literal["convert", "skip"] = "convert"
     """Grey, palette and CMYK images: made RGB, or left out. Those with real transparency, more
     than 8 bits a channel, or several frames are always left out."""

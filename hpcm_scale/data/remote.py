@@ -6,8 +6,9 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from io import BufferedReader, FileIO
 from pathlib import Path
-from typing import BinaryIO, TypeVar
+from typing import TypeVar
 
 import fsspec
 from filelock import FileLock
@@ -35,12 +36,12 @@ def read_remote(url: str) -> bytes:
     """The bytes behind a URL.
 
     Raises:
-        DataError: if they cannot be had after the last attempt.
+        DataError: if they cannot be read after the last attempt.
     """
     return _retry(url, lambda: b"".join(_chunks(url, MANIFEST_LIMIT)))
 
 
-def sha256_of(stream: BinaryIO) -> str:
+def sha256_of(stream: BufferedReader | FileIO) -> str:
     """SHA-256 of the rest of an open file."""
     digest = hashlib.sha256()
     while data := stream.read(1 << 20):
@@ -63,7 +64,7 @@ class Cache:
         except OSError as error:
             raise DataError(f"data.cache: {self.folder} cannot be used ({error})") from None
 
-    def open(self, url: str, shard: Shard) -> BinaryIO:
+    def open(self, url: str, shard: Shard) -> FileIO:
         """The shard's verified copy, open for reading, unbuffered.
 
         Raises:
@@ -106,7 +107,7 @@ class Cache:
                 raise OSError("its SHA-256 is not the manifest's")
 
     def _make_room(self, wanted: int) -> None:
-        """Delete entries, the longest unused first, until `wanted` more bytes fit."""
+        """Delete the least recently used entries until `wanted` more bytes fit."""
         if wanted > self.bound:
             raise DataError(
                 f"data.cache_gb: a shard of {wanted / 1e9:.3g} GB does not fit in "
@@ -135,9 +136,9 @@ class Cache:
 
 
 def _chunks(url: str, limit: int) -> Iterator[bytes]:
-    """The bytes behind a URL, piece by piece; more than `limit` of them is an error."""
+    """The bytes behind a URL, chunk by chunk; more than `limit` of them is an error."""
     filesystem, path = fsspec.url_to_fs(url)
-    # No read-ahead: each piece is one request, and every byte is wanted once.
+    # No read-ahead: each chunk is one request, and every byte is wanted once.
     with filesystem.open(path, "rb", cache_type="none") as stream:
         left = limit + 1
         while left > 0 and (chunk := stream.read(min(CHUNK, left))):

@@ -1,11 +1,12 @@
-"""Shards as files: the members of a tar, and reading a sample's bytes at its offset."""
+"""Shard files: the members of a tar, and reading a sample's bytes at its offset."""
 
 import os
 import tarfile
 from collections import OrderedDict
 from collections.abc import Iterator
+from io import FileIO
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 
 from webdataset.tariterators import base_plus_ext
 
@@ -126,7 +127,7 @@ class ShardReader:
 
     def __init__(self, root: str, split: Split, open_shards: int, cache: Cache | None) -> None:
         self.root, self.split, self.limit, self.cache = root, split, open_shards, cache
-        self._open: OrderedDict[int, BinaryIO] = OrderedDict()  # by shard, oldest use first
+        self._open: OrderedDict[int, FileIO] = OrderedDict()  # by shard, oldest use first
 
     def read(self, sample: int) -> bytes:
         """The bytes of a sample's image file.
@@ -145,7 +146,7 @@ class ShardReader:
             raise DataError(f"{self.root}/{shard.path}: is truncated inside {shard.names[row]!r}")
         return data
 
-    def _file(self, number: int) -> BinaryIO:
+    def _file(self, number: int) -> FileIO:
         if number not in self._open:
             shard = self.split.shards[number]
             if self.cache is not None:

@@ -30,13 +30,13 @@ OPEN_LIMIT = 512
 
 @dataclass
 class ReaderBatch:
-    """What one reader contributes to one global batch: possibly nothing, always delivered."""
+    """The part of one reader in one global batch: possibly nothing, always delivered."""
 
     positions: np.ndarray
     """(n,) int64, ascending."""
     samples: np.ndarray
     """(n,) int64: the samples decoded, which are the neighbours of bad ones."""
-    images: torch.Tensor
+    crops: torch.Tensor
     """(n, 3, crop, crop) uint8."""
     bad: list[str]
     """One report for each undecodable sample met."""
@@ -45,16 +45,16 @@ class ReaderBatch:
 
 
 class TrainStream:
-    """Endless training batches of one rank, the same sequence however the job is laid out.
+    """Endless training batches of one rank, the same sequence on every number of ranks and workers.
 
-    Iterating yields dicts: "image" (B, 3, crop, crop) uint8 with B = global_batch // world_size,
+    Iterating yields dicts: "crop" (B, 3, crop, crop) uint8 with B = global_batch // world_size,
     "sample" (B,) int64 dataset-wide sample ids, "epoch" int (of the batch's first sample in the
     global order), "step" int (batches delivered before this one). The global batch is what a
     single rank would get: of W ranks, rank k holds its rows k, k+W, k+2W, ... An epoch is every
     sample exactly once; batches run over its end, nothing is dropped or repeated.
 
-    For gradient accumulation, cut the batch: `for micro in batch["image"].split(micro_batch)`.
-    Images stay uint8 until they are on the device: `x.to(device, non_blocking=True) / 255`.
+    For gradient accumulation, cut the batch: `for micro in batch["crop"].split(micro_batch)`.
+    Crops stay uint8 until they are on the device: `x.to(device, non_blocking=True) / 255`.
 
     `state_dict` describes the batches delivered by the iterator, not what workers have prefetched:
     saved after a batch, it continues with the next one, on any world size and with any number of
@@ -101,7 +101,7 @@ class TrainStream:
         self._seen = 0  # samples this rank has received since it started
 
     def state_dict(self) -> dict[str, int]:
-        """Where the stream stands, and what it must be continued with; equal on all ranks."""
+        """Position of the stream and the settings it must be resumed with; equal on all ranks."""
         return {
             "step": self.step,
             "samples": self.consumed,
@@ -112,7 +112,7 @@ class TrainStream:
         }
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Continue where the state was taken.
+        """Resume from a state.
 
         Raises:
             DataError: if the order is another one: other dataset, seed, streams or shuffle_buffer.
@@ -129,14 +129,14 @@ class TrainStream:
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         readers = max(self.data.workers, 1)
-        # Each loader item is one reader's piece of one batch, handed over in turn: items
+        # Each loader item is one reader's part of one batch, handed over in turn: items
         # t*readers .. (t+1)*readers - 1 are batch t, with no queue of ours and no reordering.
-        pieces = iter(
+        parts = iter(
             DataLoader(
                 _ReaderBatches(self),
                 batch_size=None,
                 num_workers=self.data.workers,
-                worker_init_fn=_leave_signals_to_the_parent,
+                worker_init_fn=_ignore_signals,
                 prefetch_factor=2 if self.data.workers else None,
                 # A forked worker shares the poll set of the connections fsspec has open here, and
                 # takes them out of it when it ends: the next remote read would wait for ever.
@@ -149,18 +149,18 @@ class TrainStream:
             )
         )
         while True:
-            batch = self._assemble([next(pieces) for _ in range(readers)])
+            batch = self._assemble([next(parts) for _ in range(readers)])
             self.step += 1
             self.consumed += self.global_batch
             yield batch
 
-    def _assemble(self, pieces: list[ReaderBatch]) -> dict[str, Any]:
-        for piece in pieces:
-            for report in piece.bad:
+    def _assemble(self, parts: list[ReaderBatch]) -> dict[str, Any]:
+        for part in parts:
+            for report in part.bad:
                 log.warning("%s", report)
-            self.bad += len(piece.bad)
-            if piece.error is not None:
-                raise DataError(piece.error)
+            self.bad += len(part.bad)
+            if part.error is not None:
+                raise DataError(part.error)
         size = self.global_batch // self.world_size
         self._seen += size
         if self.bad > self.data.max_bad_rate * max(self._seen, RATE_WINDOW):
@@ -170,28 +170,28 @@ class TrainStream:
                 "see the warnings above and run `hpcm-scale verify`"
             )
         side = self.data.crop
-        images = torch.empty(
+        crops = torch.empty(
             (size, 3, side, side), dtype=torch.uint8, pin_memory=torch.cuda.is_available()
         )
         samples = torch.empty(size, dtype=torch.int64)
-        first = min(int(piece.positions[0]) for piece in pieces if len(piece.positions))
-        for piece in pieces:
-            rows = (piece.positions - first) // self.world_size
+        first = min(int(part.positions[0]) for part in parts if len(part.positions))
+        for part in parts:
+            rows = (part.positions - first) // self.world_size
             # NumPy copies in this thread; torch would wake all of the trainer's for a small copy.
-            images.numpy()[rows] = piece.images.numpy()
-            samples.numpy()[rows] = piece.samples
+            crops.numpy()[rows] = part.crops.numpy()
+            samples.numpy()[rows] = part.samples
         epoch = self.consumed // self.order.total
-        return {"image": images, "sample": samples, "epoch": epoch, "step": self.step}
+        return {"crop": crops, "sample": samples, "epoch": epoch, "step": self.step}
 
 
-def _leave_signals_to_the_parent(_: int) -> None:
-    """A signal for a whole process group tells the trainer to save, for which it needs batches."""
+def _ignore_signals(_: int) -> None:
+    """Ignore the signals that tell the trainer to save: it still needs batches then."""
     for number in (signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
 
 
 class _ReaderBatches(IterableDataset):
-    """The pieces of one reader, from a stream's current position on, in a worker process."""
+    """The parts of one reader, from a stream's current position on, in a worker process."""
 
     def __init__(self, stream: TrainStream) -> None:
         self.data, self.seed, self.order, self.split = (
@@ -214,22 +214,22 @@ class _ReaderBatches(IterableDataset):
         start = self.start
         while True:
             stop = start + self.global_batch
-            yield self._piece(reader, owned_positions(start, stop, index, count))
+            yield self._part(reader, owned_positions(start, stop, index, count))
             start = stop
 
-    def _piece(self, reader: ShardReader, positions: np.ndarray) -> ReaderBatch:
+    def _part(self, reader: ShardReader, positions: np.ndarray) -> ReaderBatch:
         side = self.data.crop
-        images = torch.empty((len(positions), 3, side, side), dtype=torch.uint8)
+        crops = torch.empty((len(positions), 3, side, side), dtype=torch.uint8)
         epochs, samples = self.order.at(positions)
-        piece = ReaderBatch(positions, samples, images, bad=[])
+        part = ReaderBatch(positions, samples, crops, bad=[])
         try:
             for row, epoch in enumerate(epochs):
-                crop, decoded = self._decode(reader, int(epoch), int(samples[row]), piece.bad)
-                images.numpy()[row] = crop
+                crop, decoded = self._decode(reader, int(epoch), int(samples[row]), part.bad)
+                crops.numpy()[row] = crop
                 samples[row] = decoded
         except DataError as error:
-            piece.error = str(error)
-        return piece
+            part.error = str(error)
+        return part
 
     def _decode(
         self, reader: ShardReader, epoch: int, sample: int, bad: list[str]
@@ -255,13 +255,13 @@ class _ReaderBatches(IterableDataset):
 
 
 def _shards_at_once(data: DataConfig, split: Split, streams: int) -> int:
-    """How many shards `streams` streams read from at a time: those a shuffled block lies in."""
+    """The number of shards `streams` streams read from at a time: those a shuffled block spans."""
     block = 2 + data.shuffle_buffer * len(split.shards) // split.samples
     return min(streams * block, len(split.shards))
 
 
 def _cache_for(data: DataConfig, root: str, split: Split, streams: int) -> Cache | None:
-    """The cache a rank that reads `streams` streams uses for `root`: none for a local folder.
+    """The shard cache of a rank that reads `streams` streams of `root`; None for a local folder.
 
     Raises:
         DataError: if it could not hold the shards read at a time.
@@ -340,7 +340,7 @@ class _SplitImages:
         self.reader = ShardReader(root, self.split, 1, _cache_for(data, root, self.split, 1))
 
     def read(self, sample: int) -> tuple[str, str, bytes]:
-        """Key, where it is for a message, and bytes."""
+        """Key, location for messages, and bytes."""
         number, row = self.split.locate(sample)
         shard = self.split.shards[number]
         name = shard.names[row]

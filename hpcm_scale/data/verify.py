@@ -1,4 +1,4 @@
-"""Checking a packed dataset against its manifest: every byte, every offset, every image."""
+"""Verification of a dataset against its manifest: every byte, offset and image."""
 
 import os
 from concurrent.futures import ProcessPoolExecutor
@@ -17,7 +17,7 @@ from hpcm_scale.errors import DataError
 
 @dataclass(frozen=True)
 class Problem:
-    """What is wrong with a shard, or with one sample of it."""
+    """A fault of a shard, or of one sample of it."""
 
     shard: str
     sample: str | None
@@ -28,7 +28,7 @@ class Problem:
 
 
 def verify(root: str, jobs: int | None = None, console: Console | None = None) -> list[Problem]:
-    """Everything in which a dataset differs from its manifest, or cannot be decoded.
+    """Differences between a dataset and its manifest, and images that cannot be decoded.
 
     Raises:
         DataError: if there is no readable manifest, or `root` is a URL.

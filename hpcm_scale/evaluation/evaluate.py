@@ -22,12 +22,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
 from hpcm_scale.codec.images import Picture, read_picture
+from hpcm_scale.data.images import SUFFIXES, image_suffix
 from hpcm_scale.errors import DataError, HpcmError
 from hpcm_scale.evaluation.codecs import Coder, Setting
 from hpcm_scale.evaluation.metrics import decibels, ms_ssim, mse, psnr
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".ppm", ".bmp", ".tif", ".tiff")
-"""What counts as a picture in a folder."""
 FAULTS = (HpcmError, OSError, RuntimeError, ValueError, SyntaxError, MemoryError)
 """What a picture or a codec may raise without ending the run."""
 ResultRow = dict[str, Any]
@@ -42,7 +41,7 @@ def pictures_in(folder: Path) -> list[Path]:
     """
     if not folder.is_dir():
         raise DataError(f"--data: {folder} is not a folder")
-    paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
+    paths = sorted(path for path in folder.iterdir() if image_suffix(path.name))
     if not paths:
         raise DataError(f"--data: {folder} has no pictures ({', '.join(SUFFIXES)})")
     return paths

@@ -57,7 +57,7 @@ class RunRecord:
         config = values.get("config")
         if isinstance(config, dict):
             try:
-                values["config"] = current_names(RunConfig, config, str(path))[0]
+                values["config"] = current_names(RunConfig, config, str(path), notice=False)
             except ConfigError as error:
                 raise RunError(str(error)) from None
         return cls(Path(folder), values)

@@ -213,10 +213,10 @@ class Trainer:
             group["lr"] = rate
         figures = []
         micro = engine.train_micro_batch_size_per_gpu()
-        starts = range(0, len(batch["image"]), micro)
+        starts = range(0, len(batch["crop"]), micro)
         for start in starts:
-            rows = range(start, min(start + micro, len(batch["image"])))
-            x = batch["image"][rows.start : rows.stop].to(engine.device, non_blocking=True)
+            rows = range(start, min(start + micro, len(batch["crop"])))
+            x = batch["crop"][rows.start : rows.stop].to(engine.device, non_blocking=True)
             x = (x.float() / 255).contiguous(memory_format=torch.channels_last)
             noise = [part.to(engine.device) for part in self.noise(batch["step"], rows)]
             output = engine(x.to(self.dtype), noise)

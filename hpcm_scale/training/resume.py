@@ -94,7 +94,8 @@ def resolve_resume(run: RunConfig, resume: str, world_size: int, spread: ZeroLay
         found = _newest_good(run.folder)
     else:
         found = checkpoint.at(Path(resume))
-        before, _ = current_names(RunConfig, found.whole["config"], str(found.folder))
+        where = str(found.folder)
+        before = current_names(RunConfig, found.whole["config"], where, notice=False)
         _check_same(run, before, f"{found.folder} was saved", NETWORK_FIELDS, ())
         wrong = checkpoint.damage(found)
         if wrong:

@@ -186,7 +186,7 @@ def test_verify_finds_where_manifest_and_shard_disagree(copy, change, cause: str
     assert all(problem.shard == path and cause in problem.cause for problem in problems)
 
 
-def test_verify_finds_changed_and_missing_shards(copy):
+def test_verify_finds_changed_missing_and_foreign_shards(copy):
     shards = read_manifest(str(copy)).split("train", "").shards
     with (copy / shards[0].path).open("r+b") as stream:
         stream.seek(int(shards[0].offsets[0]))

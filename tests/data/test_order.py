@@ -75,7 +75,7 @@ def test_a_crop_lies_inside_the_image(side: int, right: int, below: int, sample:
 
 @given(st.data(), orders(), st.integers(1, 3))
 @settings(deadline=None, max_examples=40)
-def test_changing_the_layout_loses_and_repeats_nothing(
+def test_a_new_layout_at_any_step_loses_and_repeats_nothing(
     data: st.DataObject, order: Order, epochs: int
 ):
     """Batches of ever new layouts, from wherever the one before stopped, over several epochs."""
@@ -159,7 +159,7 @@ def test_crops_are_uniform_over_all_places_and_mirrors():
     assert ((places - 200) ** 2 / 200).sum() < 50.0  # 11 degrees of freedom, p = 1e-6
 
 
-def test_a_layout_that_does_not_divide_is_told_which_do():
+def test_layouts_that_divide_the_streams_are_named():
     with pytest.raises(DataError, match=r"12 streams .* 5 ranks × 2 .* 1, 2, 3, 4, 6, 12$"):
         require_divisor(12, 5, 2)
 

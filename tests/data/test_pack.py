@@ -191,7 +191,7 @@ def test_only_jpeg_sources_are_scaled_down(tmp_path, make_picture):
     assert manifest.report["skipped"] == {"tiny": 1}
 
 
-def test_packing_again_moves_none_between_the_splits(tmp_path, make_folder):
+def test_packing_again_moves_no_image_between_splits(tmp_path, make_folder):
     recipe = Recipe(**SMALL, val={"fraction": 0.3})
     photos = make_folder(tmp_path / "photos", 40)
     before = pack(photos, tmp_path / "before", recipe, jobs=2)
@@ -229,7 +229,7 @@ def test_named_images_are_kept_for_validation(tmp_path, make_folder):
 
 @pytest.fixture(scope="module")
 def road(tmp_path_factory, make_folder) -> tuple[Path, Recipe, Path]:
-    """A source with duplicates across lots, its recipe, and what packing it in one go gives."""
+    """A source with duplicates across chunks, its recipe, and what packing it in one go gives."""
     root = tmp_path_factory.mktemp("road")
     photos = make_folder(root / "photos", 40)
     for number in (3, 17):
@@ -252,8 +252,8 @@ def test_parts_of_several_hosts_make_what_one_host_makes(tmp_path, road, monkeyp
     for host in range(1, hosts + 1):
         out = tmp_path / f"host{host}"
         assert pack(photos, out, recipe, part=(host, hosts), jobs=1) is None
-        if (out / "lots").exists():  # a host more than there are lots has nothing to do
-            shutil.copytree(out / "lots", tmp_path / "out/lots", dirs_exist_ok=True)
+        if (out / "chunks").exists():  # a host more than there are chunks has nothing to do
+            shutil.copytree(out / "chunks", tmp_path / "out/chunks", dirs_exist_ok=True)
     monkeypatch.setattr(ChunkStore, "write", None)  # nothing is left to pack
     pack(photos, tmp_path / "out", recipe, jobs=1)
     assert contents(tmp_path / "out") == contents(expected)
@@ -274,7 +274,7 @@ def test_an_interrupted_pack_goes_on_where_it_was(tmp_path, road, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         pack(photos, tmp_path / "out", recipe, jobs=1)
     monkeypatch.undo()
-    stamps = {p: p.stat().st_mtime_ns for p in (tmp_path / "out/lots").glob("*.json")}
+    stamps = {p: p.stat().st_mtime_ns for p in (tmp_path / "out/chunks").glob("*.json")}
     assert len(stamps) == 3
 
     def finished(self: ChunkStore, number: int, results: object) -> None:
@@ -286,7 +286,7 @@ def test_an_interrupted_pack_goes_on_where_it_was(tmp_path, road, monkeypatch):
     assert contents(tmp_path / "out") == contents(expected)
 
 
-def test_a_killed_pack_ends_in_the_same_bytes(tmp_path, road):
+def test_a_pack_killed_while_making_shards_resumes(tmp_path, road):
     photos, recipe, expected = road
     for host in (1, 2):
         pack(photos, tmp_path / "out", recipe, part=(host, 2), jobs=1)
@@ -321,12 +321,12 @@ def test_a_killed_pack_leaves_nothing_half_written_and_resumes(tmp_path, road):
         "--recipe", str(tmp_path / "recipe.yaml"), "--jobs", "1",
     ]  # fmt: skip
     process = subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL)
-    lots = tmp_path / "out/lots"
-    while process.poll() is None and len(list(lots.glob("*.json"))) < 2:
+    chunks = tmp_path / "out/chunks"
+    while process.poll() is None and len(list(chunks.glob("*.json"))) < 2:
         time.sleep(0.002)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-    assert len(list(lots.glob("*.json"))) >= 2 or (tmp_path / "out/manifest.json").exists()
+    assert len(list(chunks.glob("*.json"))) >= 2 or (tmp_path / "out/manifest.json").exists()
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     assert contents(tmp_path / "out") == contents(expected)
@@ -361,7 +361,7 @@ def test_a_glob_and_a_folder_name_the_same_images(tmp_path, make_folder):
     assert top.report["packed"] == 4
 
 
-def test_packing_into_the_source_skips_the_output(tmp_path, make_folder):
+def test_output_inside_the_source_is_not_packed(tmp_path, make_folder):
     photos = make_folder(tmp_path / "photos", 3)
     (photos / "out").mkdir()
     shutil.copy(photos / "photo000.png", photos / "out/left over.png")

@@ -54,7 +54,7 @@ def global_batches(
         samples = torch.empty(BATCH, dtype=torch.int64)
         images = torch.empty((BATCH, 3, CROP, CROP), dtype=torch.uint8)
         for rank, batch in enumerate(of_ranks):
-            samples[rank::ranks], images[rank::ranks] = batch["sample"], batch["image"]
+            samples[rank::ranks], images[rank::ranks] = batch["sample"], batch["crop"]
         batches.append((samples, images))
     return batches, stream.state_dict()
 
@@ -79,7 +79,7 @@ def test_ranks_do_not_change_a_bit_of_the_global_batches(dataset, uninterrupted,
 
 @pytest.mark.distributed
 @pytest.mark.parametrize(("ranks", "workers"), [(1, 1), (1, 3), (2, 2), (2, 6), (12, 1)])
-def test_real_workers_do_not_change_a_bit_of_the_global_batches(
+def test_real_workers_do_not_change_the_global_batches(
     dataset, uninterrupted, ranks: int, workers: int
 ):
     assert_equal_batches(global_batches(dataset, ranks, workers, 9)[0], uninterrupted)
@@ -104,7 +104,7 @@ def test_every_image_is_seen_once_an_epoch(dataset, uninterrupted):
 
 @given(st.integers(0, 9), st.sampled_from([1, 2, 4, 12]), st.sampled_from([1, 3, 6]))
 @settings(deadline=None, max_examples=12)
-def test_a_resumed_run_continues_the_sequence(
+def test_resuming_at_any_step_continues_the_sequence(
     dataset, uninterrupted, stop: int, before: int, after: int
 ):
     head, state = global_batches(dataset, before, 0, stop)
@@ -114,7 +114,7 @@ def test_a_resumed_run_continues_the_sequence(
 
 
 @pytest.mark.distributed
-def test_the_state_is_what_was_delivered(dataset, uninterrupted):
+def test_the_state_excludes_what_workers_prefetched(dataset, uninterrupted):
     stream = TrainStream(config(dataset, workers=3), seed=7, global_batch=BATCH)
     batches = iter(stream)
     next(batches)
@@ -135,7 +135,7 @@ def test_the_trainers_random_numbers_are_left_alone(dataset, workers: int):
     assert before[1:] == (random.getstate(), np.random.get_state()[1].tolist())
 
 
-def test_a_resumed_run_may_change_its_batch(dataset, uninterrupted):
+def test_a_resumed_run_may_change_its_batch_size(dataset, uninterrupted):
     _, state = global_batches(dataset, 1, 0, 2)
     stream = TrainStream(config(dataset), seed=7, global_batch=4)
     stream.load_state_dict(state)
@@ -192,7 +192,7 @@ try:
 except FileNotFoundError:
     pass
 for batch in stream:
-    rows = [hashlib.sha256(image.numpy().tobytes()).hexdigest() for image in batch["image"]]
+    rows = [hashlib.sha256(image.numpy().tobytes()).hexdigest() for image in batch["crop"]]
     print(json.dumps([batch["step"], batch["sample"].tolist(), rows, stream.state_dict()]),
           flush=True)
     if batch["step"] + 1 == int(steps):
@@ -225,7 +225,7 @@ def merge_ranks(lines_of_ranks: list[list[str]]) -> list[list[tuple[int, str]]]:
 
 
 @pytest.mark.distributed
-def test_killed_processes_continue_on_another_layout(dataset, uninterrupted, tmp_path):
+def test_killed_ranks_resume_on_another_layout(dataset, uninterrupted, tmp_path):
     expected = [
         [
             (int(sample), hashlib.sha256(image.numpy().tobytes()).hexdigest())
@@ -260,7 +260,7 @@ def damage(root: Path, count: int) -> set[int]:
 
 
 @pytest.mark.distributed
-def test_a_bad_sample_has_the_same_stand_in_everywhere(copy, uninterrupted, caplog):
+def test_bad_samples_get_the_same_neighbour_on_every_layout(copy, uninterrupted, caplog):
     (bad,) = damage(copy, 1)
     alone, _ = global_batches(copy, 1, 0, 9)
     assert_equal_batches(global_batches(copy, 2, 3, 9)[0], alone)
@@ -297,7 +297,7 @@ def test_a_shard_with_nothing_to_decode_stops_the_run(copy, workers: int):
 
 
 @pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.distributed)])
-def test_a_shard_that_goes_while_training_stops_the_run(copy, workers: int):
+def test_a_shard_that_shrinks_or_vanishes_stops_the_run(copy, workers: int):
     shards = read_manifest(str(copy)).split("train", "").shards
     stream = TrainStream(config(copy, workers), seed=7, global_batch=BATCH)
     for shard in shards:
@@ -310,7 +310,7 @@ def test_a_shard_that_goes_while_training_stops_the_run(copy, workers: int):
         next(iter(stream))
 
 
-def test_missing_shards_are_named_before_the_run_starts(copy):
+def test_missing_and_short_shards_are_named_before_the_run(copy):
     shard = read_manifest(str(copy)).split("train", "").shards[1]
     os.truncate(copy / shard.path, shard.bytes - 512)
     with pytest.raises(DataError, match=rf"{shard.path}: has .* bytes, manifest.json says"):
@@ -326,7 +326,7 @@ def test_a_folder_without_a_manifest_is_an_error(tmp_path):
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 5, 60])
-def test_validation_images_are_counted_once(dataset, ranks: int):
+def test_validation_images_are_shared_evenly_counted_once(dataset, ranks: int):
     split = read_manifest(str(dataset)).split("val", "")
     assert split.samples > 2
     parts = [list(read_images(config(dataset), "val", rank, ranks)) for rank in range(ranks)]

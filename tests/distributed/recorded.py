@@ -29,7 +29,7 @@ def step(self: Trainer, batch: dict) -> object:
         "step": batch["step"],
         "epoch": batch["epoch"],
         "samples": batch["sample"].tolist(),
-        "crops": [zlib.crc32(image.numpy().tobytes()) for image in batch["image"]],
+        "crops": [zlib.crc32(image.numpy().tobytes()) for image in batch["crop"]],
         "loss": done.loss,
     }
     path = Path(os.environ["RECORD"]) / f"rank-{self.rank}.jsonl"
