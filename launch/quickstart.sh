@@ -20,8 +20,7 @@ hpcm-scale pack quickstart/photos quickstart/shards --recipe shards/quickstart.y
 
 # 2. Three widths of one family, each under DeepSpeed ZeRO-3 in two processes.
 for width in 0.025 0.05 0.1; do
-    deepspeed --quiet --num_accelerators 2 launch/train.py \
-        --config configs/runs/quickstart.yaml --set name="w$width" --set model.width="$width"
+    hpcm-scale train configs/runs/quickstart.yaml -n 2 --set name="w$width" --set model.width="$width"
 done
 
 # 3. A law of loss against parameters, as far as three points can tell.
@@ -37,3 +36,9 @@ hpcm-scale decode quickstart/chelsea.hpcm -o quickstart/chelsea.decoded.png \
     --model quickstart/model.safetensors -v
 hpcm-scale compare quickstart/photos/chelsea.png quickstart/chelsea.decoded.png \
     -o quickstart/side_by_side.png
+
+# 6. Another photo by a model that comes with the program, beside a JPEG of as many bytes.
+hpcm-scale encode quickstart/photos/coffee.png -o quickstart/coffee.hpcm -q 1
+hpcm-scale decode quickstart/coffee.hpcm -o quickstart/coffee.decoded.png
+python launch/beside_jpeg.py quickstart/photos/coffee.png quickstart/coffee.hpcm quickstart/coffee.decoded.png \
+    quickstart/beside_jpeg.png

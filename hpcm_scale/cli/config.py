@@ -18,6 +18,9 @@ def config(
     everything: bool = typer.Option(
         False, "--all", help="Also the fields that stand at their defaults."
     ),
+    markdown: bool = typer.Option(
+        False, "--markdown", hidden=True, help="Every field as the page FIELDS.md."
+    ),
 ) -> None:
     """Print a run's resolved configuration: each field's value, default and meaning."""
     from rich.padding import Padding
@@ -25,6 +28,9 @@ def config(
 
     from hpcm_scale.config import RunConfig, load_run
 
+    if markdown:
+        typer.echo(page())
+        return
     values = {} if run is None else load_run(run, changes).model_dump(mode="json")
     for name, default, meaning in fields(RunConfig):
         value = _at(values, name) if run is not None else default
@@ -36,6 +42,22 @@ def config(
             line.append(f"  (default: {_shown(default)})", "dim")
         console.print(line, soft_wrap=True, highlight=False)
         console.print(Padding(Text(meaning), (0, 0, 0, 4)))
+
+
+def page() -> str:
+    """Every field of a run and of a ladder, in Markdown."""
+    from hpcm_scale.config import LadderConfig, RunConfig
+
+    lines = ["# Every field of a configuration", "", "Written by `hpcm-scale config --markdown`."]
+    for title, kind in (
+        ("A run (configs/runs)", RunConfig),
+        ("A ladder (configs/ladders)", LadderConfig),
+    ):
+        lines += ["", f"## {title}", "", "| field | default | meaning |", "|---|---|---|"]
+        for name, default, meaning in fields(kind):
+            meaning = meaning.replace("|", "\\|")
+            lines.append(f"| `{name}` | {_shown(default)} | {meaning} |")
+    return "\n".join(lines)
 
 
 def fields(kind: Any, prefix: str = "") -> Iterator[tuple[str, Any, str]]:

@@ -3,9 +3,14 @@
 Heavy imports stay inside the verbs, so that `hpcm-scale --help` and the fits do not wait for torch.
 """
 
+import os
 import signal
 import sys
 from typing import NoReturn
+
+# Before torch is loaded: threads that wait for each other sleep. Spinning, two threads on cores
+# that others use take ten times as long.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import typer
 from rich.console import Console

@@ -21,7 +21,7 @@ def watch(
         None, "-o", "--output", help="Draw into a .png or .svg file instead of the terminal."
     ),
     x: str = typer.Option(
-        "step", "--x", help="What goes to the right: step, images, flops, seconds."
+        "step", "--x", help="What goes to the right: step, crops, flops, seconds."
     ),
     metric: str = typer.Option("loss", help="A field of the rows, such as loss, bpp or psnr."),
     follow: bool = typer.Option(False, help="Go on until Ctrl-C."),
@@ -114,3 +114,32 @@ def _look(runs: "list[WatchedRun]", x: str, metric: str, output: Path | None) ->
     return Group(
         watch.terminal_chart(runs, x, metric, min(console.width, 120), height), watch.table(runs)
     )
+
+
+runs_app = typer.Typer(help="Look at run folders.", no_args_is_help=True)
+app.add_typer(runs_app, name="runs")
+
+
+@runs_app.command("compare")
+def compare_command(
+    first: Path = typer.Argument(help="A run folder."),
+    second: Path = typer.Argument(help="Another one."),
+) -> None:
+    """Say whether two runs computed the same, bit for bit: exit code 1 if not.
+
+    Speeds and memory aside, every figure of every row that both have is compared.
+    """
+    from hpcm_scale.runs.compare import compare_runs
+
+    rows, different = compare_runs(first, second)
+    if different is None:
+        console.print(f"equal: {rows} rows of metrics, bit for bit", highlight=False)
+        return
+    one, other = different.values
+    console.print(
+        f"different: {different.field} of the {different.kind} row after step {different.step} "
+        f"is {one} and {other}",
+        highlight=False,
+        soft_wrap=True,
+    )
+    raise typer.Exit(1)

@@ -1,5 +1,6 @@
 """A picture beside its reconstruction, and how far apart they are."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,7 +42,7 @@ def compare(original: Path, reconstruction: Path) -> Comparison:
         )
     quality = psnr(mse(np.asarray(first), np.asarray(second)))
     captions = (original.name, f"{reconstruction.name}  {quality:.2f} dB")
-    return Comparison(quality, _side_by_side((first, second), captions))
+    return Comparison(quality, side_by_side((first, second), captions))
 
 
 def save(comparison: Comparison, target: Path) -> None:
@@ -50,11 +51,12 @@ def save(comparison: Comparison, target: Path) -> None:
         comparison.side_by_side.save(temporary)
 
 
-def _side_by_side(pictures: tuple[Image.Image, ...], captions: tuple[str, ...]) -> Image.Image:
+def side_by_side(pictures: Sequence[Image.Image], captions: Sequence[str]) -> Image.Image:
+    """Pictures of one size in a row, each under its caption."""
     font = ImageFont.load_default(size=16)
     band = 16 + 2 * GAP
     width, height = pictures[0].size
-    sheet = Image.new("RGB", (2 * width + 3 * GAP, height + band + GAP), "white")
+    sheet = Image.new("RGB", (len(pictures) * (width + GAP) + GAP, height + band + GAP), "white")
     draw = ImageDraw.Draw(sheet)
     for i, (picture, caption) in enumerate(zip(pictures, captions, strict=True)):
         left = GAP + i * (width + GAP)

@@ -2,6 +2,7 @@
 
 import doctest
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -109,6 +110,20 @@ def test_every_field_of_a_run_is_explained():
 
     unexplained = [name for name, _, meaning in fields(RunConfig) if len(meaning) < 4]
     assert not unexplained
+
+
+def test_the_page_of_fields_is_what_the_code_says():
+    """After a change: `hpcm-scale config --markdown > hpcm_scale/config/FIELDS.md`."""
+    done = CliRunner().invoke(app, ["config", "--markdown"])
+    assert done.output == (ROOT / "hpcm_scale" / "config" / "FIELDS.md").read_text()
+
+
+def test_the_readme_is_short_and_its_links_lead_somewhere():
+    text = (ROOT / "README.md").read_text()
+    assert len(text.splitlines()) < 150
+    links = [link for link in re.findall(r"\]\(([^)]+)\)", text) if "://" not in link]
+    assert len(links) > 15
+    assert not [link for link in links if not (ROOT / link).exists()]
 
 
 @pytest.mark.parametrize("verb", ["encode", "decode", "eval", "plan", "train", "fit", "doctor"])

@@ -152,7 +152,7 @@ def test_a_full_disk_leaves_the_last_checkpoint(dataset, tmp_path):
     blocked = good.folder.with_name(f"step-{good.step + 1:08d}")
     # Everything written to /dev/full fails as on a full disk.
     script = (
-        "import sys, torch; from hpcm_scale.training import writer;"
+        "import sys, torch; from hpcm_scale.training import async_checkpoint_writer as writer;"
         "write = writer.CheckpointWriter._write;"
         "writer.CheckpointWriter._write = lambda self, path, job:"
         " (path.symlink_to('/dev/full'), write(self, path, job));"

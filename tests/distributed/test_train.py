@@ -35,7 +35,7 @@ def test_a_run_leaves_its_records(two_ranks):
     assert parts["total"] == parts["transform"] + parts["hyper"] + parts["context"]
     train = rows(two_ranks, "train")
     assert [row["step"] for row in train] == [1, 2, 3]
-    assert [row["images"] for row in train] == [4, 8, 12]
+    assert [row["crops"] for row in train] == [4, 8, 12]
     assert train[-1]["flops"] == pytest.approx(12 * record["flops_per_image"]["train"])
     assert train[-1]["loss"] < train[0]["loss"]
     assert list((folder / "tensorboard").glob("events.*"))

@@ -145,9 +145,12 @@ def test_the_moving_average_is_the_default(run, tmp_path):
     assert not target.exists()
     assert export_run(run, target, check=False).weights == "ema"
     assert same(target, average)
-    raw = export_run(run, target, weights="raw")
+    with pytest.raises(CheckpointError, match="the run validated its moving average"):
+        export_run(run, target, weights="raw")
+    assert same(target, average)
+    raw = export_run(run, target, weights="raw", check=False)
     assert same(target, expected)
-    assert raw.check == "not checked: the run validated its moving average"
+    assert raw.check == "not checked"
     add_average(run, expected)
     assert "as in training" in export_run(run, target).check
     (run / "checkpoints" / STEP / "ema-00001.safetensors").unlink()
@@ -170,11 +173,14 @@ def test_a_model_of_another_loss_is_not_put_in_place(run, tmp_path, made):
     write_rows(run, loss * 1.00001)
     assert "as in training" in export_run(run, target).check
     (run / "metrics.jsonl").write_text('{"kind": "val", "step": 1, "loss": 3}\n')
-    assert export_run(run, target).check == "not checked: the run has no validation at step 2"
+    with pytest.raises(CheckpointError, match=r"no validation at step 2 \(--no-check"):
+        export_run(run, target)
     record = (run / "run.json").read_text()
     (run / "run.json").write_text(record.replace("pictures", "gone"))
     write_rows(run, loss)
-    assert export_run(run, target).check.startswith("not checked: ")
+    with pytest.raises(CheckpointError, match=r"cannot be checked.*--no-check writes it"):
+        export_run(run, target)
+    assert export_run(run, target, check=False).check == "not checked"
 
 
 @pytest.mark.distributed
@@ -191,7 +197,7 @@ def test_the_command_says_what_it_wrote(run, tmp_path):
         (["--checkpoint", "step-00000003"], "no such checkpoint"),
         (["--checkpoint", "../../x"], "no such checkpoint"),
         (["--weights", "best"], "neither ema nor raw"),
-        (["--shard-size", "many"], "is no size"),
+        (["--shard-size", "many"], "is not a size"),
     ):
         result = CliRunner().invoke(app, ["export", str(run), str(target), *arguments])
         assert message in str(result.exception)

@@ -46,7 +46,7 @@ from hpcm_scale.training import watchdog
 watchdog.INTERVAL = 0.2
 rank, fault = int(os.environ["RANK"]), sys.argv[1]
 torch.distributed.init_process_group("gloo")
-dog = watchdog.Watchdog(rank, 3, patience=4 if fault == "stalls" else 60, silence=3)
+dog = watchdog.Watchdog(rank, 3, stall_timeout=4 if fault == "stalls" else 60, heartbeat_timeout=3)
 for step in range(3):
     dog.at(f"step {step}")
     if rank == 1 and step == 2:

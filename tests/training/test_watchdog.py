@@ -15,7 +15,7 @@ import time
 import torch.distributed as dist
 from hpcm_scale.training.watchdog import Watchdog
 dist.init_process_group("gloo")
-watchdog = Watchdog(dist.get_rank(), 2, patience=600, silence=6)
+watchdog = Watchdog(dist.get_rank(), 2, stall_timeout=600, heartbeat_timeout=6)
 dist.barrier()
 print("ready", flush=True)
 time.sleep(600)
