@@ -1,5 +1,6 @@
-"""Sizes in bytes: constants, parsing, printing, and this process's peak."""
+"""Bytes and decibels: constants, parsing, printing, and the memory that this process takes."""
 
+import math
 import resource
 
 from pydantic import ByteSize, TypeAdapter, ValidationError
@@ -36,5 +37,15 @@ def gib(size: float) -> str:
 
 
 def peak_rss() -> int:
-    """Peak resident memory of this process, in bytes."""
+    """Most memory this process has had resident, in bytes."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def psnr(mse: float, peak: float = 1.0) -> float:
+    """Peak signal-to-noise ratio in dB of a mean squared error; infinite for 0.
+
+    Args:
+        mse: in squared units of `peak`.
+        peak: the largest value, 1 or 255.
+    """
+    return 20 * math.log10(peak) - 10 * math.log10(mse) if mse else math.inf

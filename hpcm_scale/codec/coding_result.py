@@ -1,4 +1,4 @@
-"""What encoding and decoding return, and where their time went."""
+"""Results of encoding and decoding, and the time each part took."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,7 +10,7 @@ from hpcm_scale.codec.images import Picture
 
 @dataclass
 class Timing:
-    """Where the time of a call went, in seconds."""
+    """Seconds that the parts of a call took."""
 
     network: float = 0.0
     entropy: float = 0.0
@@ -18,7 +18,7 @@ class Timing:
 
     @property
     def total(self) -> float:
-        """All of it."""
+        """Seconds of the whole call."""
         return self.network + self.entropy
 
     @contextmanager
@@ -44,7 +44,7 @@ class Timing:
 
 @dataclass(frozen=True)
 class Encoded:
-    """A compressed picture and what is worth knowing about it."""
+    """A compressed picture and its figures."""
 
     data: bytes
     """The whole `.hpcm` file."""
@@ -53,10 +53,10 @@ class Encoded:
     payload_bytes: int
     """The entropy-coded part of `data`."""
     estimated_bits: float | None
-    """What the model's densities say the symbols cost; None unless asked for."""
+    """Information content of the symbols under the model's densities; None unless asked for."""
     timing: Timing
     notices: tuple[str, ...] = ()
-    """What was given up of the original."""
+    """Losses beside the coding itself, for the user to know."""
 
     @property
     def bpp(self) -> float:

@@ -17,12 +17,13 @@ from hpcm_scale.codec.codec import Codec
 from hpcm_scale.codec.images import Picture, extension_writer, picture_bytes, read_picture
 from hpcm_scale.errors import BitstreamError, CheckpointError, DataError, HpcmError
 from hpcm_scale.files import atomic_write
+from hpcm_scale.units import psnr
 from hpcm_scale.weights.model_file import ModelInfo, model_name, models_in, read_info
 
 BUNDLED = Path(__file__).parent / "bundled"
 """The models that come with the program, one for each rate."""
 PIPE = "-"
-"""As an input, standard input; as the output, standard output."""
+"""Name of standard input among inputs, and of standard output as the output."""
 SUFFIX = ".hpcm"
 
 
@@ -138,7 +139,7 @@ def decode_files(
 
 
 def describe(target: str) -> Iterator[tuple[str, str]]:
-    """What a `.hpcm` or model file is, as (field, value) pairs.
+    """Description of a `.hpcm` or model file as (field, value) pairs.
 
     Raises:
         HpcmError: if it is missing, damaged or neither of the two.
@@ -218,7 +219,7 @@ def find_model(
 
 
 def _info_of(path: Path) -> ModelInfo | None:
-    """What a model file says of itself; None for a file that is none, which may lie among them."""
+    """A model file's description; None for a file that is no model, which may lie among them."""
     try:
         return read_info(path)
     except CheckpointError:
@@ -237,7 +238,7 @@ def _describe_model(info: ModelInfo) -> Iterator[tuple[str, str]]:
 
 
 def _targets(inputs: Sequence[str], output: str | None, suffix: str) -> list[str]:
-    """Where each input's result goes."""
+    """The file that each input's result goes to."""
     into_folder = output is not None and (
         len(inputs) > 1 or output.endswith("/") or Path(output).is_dir()
     )
@@ -316,7 +317,7 @@ def _verify(codec: Codec, picture: Picture, data: bytes) -> float:
     if not same_alpha or decoded.icc != picture.icc:
         raise BitstreamError("does not decode to the alpha plane or ICC profile it was made from")
     error = np.mean(np.square(picture.pixels.astype(np.float32) - decoded.pixels), dtype=float)
-    return 10 * math.log10(255**2 / error) if error else math.inf
+    return psnr(float(error), 255)
 
 
 @contextmanager

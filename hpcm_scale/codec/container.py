@@ -24,7 +24,7 @@ _VARINT_BYTES = 5
 
 @dataclass(frozen=True)
 class Header:
-    """What a file says about its picture, and what to check when it has been decoded."""
+    """A file's description of its picture, and the digest to check when it has been decoded."""
 
     identity: bytes
     """First 4 bytes of the identity of the model that coded the picture."""
@@ -32,7 +32,7 @@ class Header:
     """Pixels, as the user gets them."""
     height: int
     digest: int = 0
-    """CRC-32 of what the picture is made of: header, sections and decoded symbols."""
+    """CRC-32 of everything the picture is made of: header, sections and decoded symbols."""
     grey: bool = False
     """The picture has one channel; it was coded as three equal ones."""
     portable: bool = False
@@ -42,7 +42,7 @@ class Header:
 
     @property
     def tiles(self) -> int:
-        """How many tiles cover the picture."""
+        """Number of tiles that cover the picture."""
         if self.tile is None:
             return 1
         return -(-self.width // self.tile[0]) * -(-self.height // self.tile[1])
@@ -62,7 +62,7 @@ class Container:
 
 
 def digest_seed(header: Header, icc: bytes | None, alpha: bytes | None) -> int:
-    """What the digest begins from: CRC-32 of the fields before it and of the sections."""
+    """CRC-32 of the fields before the digest and of the sections, which the digest continues."""
     value = zlib.crc32(_fields(header, icc, alpha))
     for section in (icc, alpha):
         value = zlib.crc32(section or b"", value)

@@ -17,7 +17,7 @@ from hpcm_scale.errors import BitstreamError, DataError
 MAX_PIXELS = 1 << 29
 """Larger pictures are refused before their pixels are read; 16384×16384 is half of this."""
 LARGEST_ICC = 4 << 20
-"""Bytes of an ICC profile."""
+"""Most bytes of an ICC profile."""
 
 _DAMAGE = (
     OSError,
@@ -32,7 +32,7 @@ _DAMAGE = (
     struct.error,
     zlib.error,
 )
-"""What Pillow raises for one damaged file or another."""
+"""Errors that Pillow raises for one damaged file or another."""
 _ORIENTATION = 0x0112  # EXIF tag
 READABLE = ("PNG", "JPEG", "WEBP", "PPM", "BMP", "TIFF", "GIF")
 WRITERS = {
@@ -46,7 +46,7 @@ WRITERS = {
     ".tif": ("TIFF", {}),
     ".tiff": ("TIFF", {}),
 }
-"""What is written for each extension; lossless where the format can be."""
+"""Pillow's format and options for each extension; lossless where the format can be."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Picture:
     icc: bytes | None = None
     """ICC profile of `pixels`."""
     notices: tuple[str, ...] = field(default=(), compare=False)
-    """What was given up on the way in, for the user to know."""
+    """Losses on the way in, for the user to know."""
 
     @property
     def height(self) -> int:
@@ -115,60 +115,66 @@ def picture_of(image: Image.Image | np.ndarray, name: str = "image") -> Picture:
         DataError: for a mode, type or shape that has no 8-bit meaning.
     """
     if isinstance(image, np.ndarray):
-        if image.dtype != np.uint8 or image.ndim not in (2, 3):
-            raise DataError(
-                f"{name}: is {image.dtype} of shape {image.shape}; give uint8, (H, W) or (H, W, 3)"
-            )
-        if 0 in image.shape or (image.ndim == 3 and image.shape[2] not in (1, 3, 4)):
-            raise DataError(f"{name}: has shape {image.shape}; give (H, W), (H, W, 3) or (H, W, 4)")
-        if image.shape[2:] == (1,):
-            image = image[..., 0]
-        if image.shape[2:] != (4,):
-            check_size(image.shape[1], image.shape[0], name)
-            return Picture(image)
-        image = Image.fromarray(image)
+        image = _image_of(image, name)
     check_size(image.width, image.height, name)
     notices = []
     if (frames := getattr(image, "n_frames", 1)) > 1:
         notices.append(f"only the first of {frames} frames is kept")
     icc = image.info.get("icc_profile") or None
-    if _sixteen_bits(image):
+    if _has_16_bits(image):
         notices.append("16 bits a channel are reduced to 8")
     # Pillow copies an image that is upright already, and this one may be large.
     if image.getexif().get(_ORIENTATION, 1) != 1:
         image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I") and "transparency" in image.info:
-        raise DataError(
-            f"{name}: marks one of its 16-bit greys as transparent; convert it to 8 bits first"
-        )
-    if image.mode.startswith("I"):
-        # 65535 / 255 = 257: rounds to nearest, and takes white to white.
-        levels = np.asarray(image).astype(np.int64)
-        if levels.min() < 0 or levels.max() > 65535:
-            raise DataError(f"{name}: has values outside 16 bits; convert it to 8 bits first")
-        image = Image.fromarray(((levels + 128) // 257).astype(np.uint8))
-    elif image.mode == "1":
-        image = image.convert("L")
-    elif image.mode in ("P", "PA") or "transparency" in image.info:
-        transparent = image.mode == "PA" or "transparency" in image.info
-        image = image.convert("RGBA" if transparent else "RGB")
-    elif image.mode in ("CMYK", "YCbCr", "LAB", "HSV"):
+    if image.mode in ("CMYK", "YCbCr", "LAB", "HSV"):
         notices.append(f"{image.mode} is converted to RGB without its profile")
         image, icc = image.convert("RGB"), None
-    elif image.mode not in ("L", "LA", "RGB", "RGBA", "RGBX"):
-        raise DataError(f"{name}: has mode {image.mode}; convert it to 8-bit grey or RGB first")
+    image = _grey_or_rgb(image, name)
 
     alpha = None
     if image.mode in ("LA", "RGBA"):
         plane = np.asarray(image.getchannel("A"))
         alpha = None if (plane == 255).all() else plane
         image = image.convert(image.mode[:-1])
-    elif image.mode == "RGBX":
-        image = image.convert("RGB")
     if icc is not None and len(icc) > LARGEST_ICC:
         notices.append(f"its ICC profile of {len(icc)} bytes is left out")
         icc = None
     return Picture(np.asarray(image), alpha, icc, tuple(notices))
+
+
+def _image_of(array: np.ndarray, name: str) -> Image.Image:
+    """A PIL image of an array's pixels, in mode L, RGB or RGBA."""
+    if array.dtype != np.uint8 or array.ndim not in (2, 3):
+        raise DataError(
+            f"{name}: is {array.dtype} of shape {array.shape}; give uint8, (H, W) or (H, W, 3)"
+        )
+    if 0 in array.shape or (array.ndim == 3 and array.shape[2] not in (1, 3, 4)):
+        raise DataError(f"{name}: has shape {array.shape}; give (H, W), (H, W, 3) or (H, W, 4)")
+    return Image.fromarray(array[..., 0] if array.shape[2:] == (1,) else array)
+
+
+def _grey_or_rgb(image: Image.Image, name: str) -> Image.Image:
+    """The image in mode L, LA, RGB or RGBA."""
+    if image.mode.startswith("I"):
+        if "transparency" in image.info:
+            raise DataError(
+                f"{name}: marks one of its 16-bit greys as transparent; convert it to 8 bits first"
+            )
+        levels = np.asarray(image).astype(np.int64)
+        if levels.min() < 0 or levels.max() > 65535:
+            raise DataError(f"{name}: has values outside 16 bits; convert it to 8 bits first")
+        # 65535 / 255 = 257: rounds to nearest, and takes white to white.
+        return Image.fromarray(((levels + 128) // 257).astype(np.uint8))
+    if image.mode == "1":
+        return image.convert("L")
+    if image.mode in ("P", "PA") or "transparency" in image.info:
+        transparent = image.mode == "PA" or "transparency" in image.info
+        return image.convert("RGBA" if transparent else "RGB")
+    if image.mode == "RGBX":
+        return image.convert("RGB")
+    if image.mode not in ("L", "LA", "RGB", "RGBA"):
+        raise DataError(f"{name}: has mode {image.mode}; convert it to 8-bit grey or RGB first")
+    return image
 
 
 def check_size(width: int, height: int, name: str) -> None:
@@ -258,8 +264,8 @@ def unpack_icc(section: bytes) -> bytes:
     return icc
 
 
-def _sixteen_bits(image: Image.Image) -> bool:
-    """Whether the file holds 16 bits a channel; Pillow reads 16-bit RGB as 8-bit RGB silently."""
+def _has_16_bits(image: Image.Image) -> bool:
+    """True if the file has 16 bits a channel; Pillow reads 16-bit RGB as 8-bit RGB silently."""
     raw = [str(tile.args) for tile in getattr(image, "tile", ())]
     return image.mode.startswith("I") or any(";16" in args for args in raw)
 

@@ -16,19 +16,19 @@ from hpcm_scale.codec.tiles import (
 from hpcm_scale.models.codec_network import CodecNetwork
 
 
-def analyse(network: CodecNetwork, pictures: list[np.ndarray], memory: int) -> Tensor:
-    """g_a of pictures of one size, each padded to its canvas.
+def analyse(network: CodecNetwork, pixels: np.ndarray, memory: int) -> Tensor:
+    """g_a of a picture padded to its canvas.
 
     Args:
-        pictures: uint8, (H, W, 3) or (H, W).
+        pixels: uint8, (H, W, 3) or (H, W).
         memory: bytes to work in, about.
 
     Returns:
-        (B, M, h, w) in channels_last memory, h and w those of the canvas over 16.
+        (1, M, h, w) in channels_last memory, h and w those of the canvas over 16.
     """
-    height, width = pictures[0].shape[:2]
+    height, width = pixels.shape[:2]
     sides = canvas(height, width, network.image_multiple)
-    shape = (len(pictures), network.config.latent_channels, *(side // LATENT for side in sides))
+    shape = (1, network.config.latent_channels, *(side // LATENT for side in sides))
     device = next(network.parameters()).device
     y = torch.empty(shape, device=device, memory_format=torch.channels_last)
 
@@ -37,12 +37,12 @@ def analyse(network: CodecNetwork, pictures: list[np.ndarray], memory: int) -> T
         rows = np.arange(read.top * LATENT, (read.top + read.height) * LATENT)
         columns = np.arange(read.left * LATENT, (read.left + read.width) * LATENT)
         window = np.ix_(rows.clip(max=height - 1), columns.clip(max=width - 1))
-        x = torch.from_numpy(np.stack([_rgb(pixels[window]) for pixels in pictures])).to(device)
+        x = torch.from_numpy(_rgb(pixels[window])[None]).to(device)
         latents = network.g_a(dense(x.permute(0, 3, 1, 2) / 255))
         keep.of(y).copy_(_within(read, keep).of(latents))
 
     reach = analysis_reach(network.config)
-    side = piece_side(network.config, reach, memory // len(pictures))
+    side = piece_side(network.config, reach, memory)
     in_pieces(shape[-2], shape[-1], side // LATENT, reach // LATENT, run)
     return y
 
@@ -83,7 +83,7 @@ def synthesise(
 
 
 def dense(x: Tensor) -> Tensor:
-    """`x` in channels_last memory, what the network is fastest in."""
+    """`x` in channels_last memory, the layout the network is fastest in."""
     return x.contiguous(memory_format=torch.channels_last)
 
 

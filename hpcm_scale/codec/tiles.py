@@ -41,19 +41,19 @@ class Tile:
     """A coding tile, in latents."""
 
     place: Grid
-    """Where it lies on the padded canvas; sides suit the network."""
+    """Place on the padded canvas; its sides suit the network."""
     inside: tuple[int, int]
     """Rows and columns of its latents that touch the picture, from its top left; the rest is not
     coded, its symbols are 0."""
 
     @property
     def hyper_inside(self) -> tuple[int, int]:
-        """The same for hyper-latents."""
+        """Rows and columns of its hyper-latents that are coded."""
         return (-(-self.inside[0] // HYPER), -(-self.inside[1] // HYPER))
 
     @property
     def is_full(self) -> bool:
-        """Whether all its latents are coded."""
+        """True if all its latents are coded."""
         return self.inside == (self.place.height, self.place.width)
 
 

@@ -31,7 +31,7 @@ T = TypeVar("T")
 
 
 class Measured(NamedTuple, Generic[T]):
-    """What a call gave and what it took."""
+    """Result of a call and its cost."""
 
     value: T
     seconds: float
@@ -56,13 +56,13 @@ class Setting:
     curve: str
     """The R-D curve it is a point of: the codec's name."""
     name: str
-    """Which point: a quality, or λ."""
+    """Name of the point: a quality, or λ."""
     key: dict[str, Any]
     """All that its results depend on, beside the picture, as JSON values."""
     open: Callable[[], Coder]
     """Load what it takes to code; released with the coder."""
     model: ModelInfo | None = None
-    """Of a model file's setting."""
+    """The model file of a model's setting."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class PillowCodec:
     format: str
     """Pillow's name."""
     library: str | None
-    """What `PIL.features` calls the library behind it."""
+    """Name of its library in `PIL.features`."""
     sweep: tuple[float, ...]
     """Qualities evaluated unless told."""
     limits: tuple[float, float]

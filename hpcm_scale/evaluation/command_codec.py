@@ -36,9 +36,9 @@ class CommandCodec(StrictModel):
     decode: str
     """Reads the file {input}, writes the PNG {output}."""
     quality: tuple[str, ...] = Field(min_length=1)
-    """What {quality} is replaced by, one R-D point each."""
+    """Values of {quality}, one R-D point each."""
     extension: str = ".bin"
-    """Of the coded file."""
+    """Extension of the coded file."""
 
     @field_validator("quality", mode="before")
     @classmethod

@@ -13,7 +13,7 @@ from hpcm_scale.evaluation import table
 from hpcm_scale.evaluation.codecs import PILLOW, Setting, model_settings, pillow_settings
 from hpcm_scale.evaluation.command_codec import command_settings, read_command_codec
 from hpcm_scale.evaluation.comparison_page import write_page
-from hpcm_scale.evaluation.curves import Evaluation, assess, write
+from hpcm_scale.evaluation.curves import Evaluation, assess, checked_anchor, write
 from hpcm_scale.evaluation.evaluate import evaluate, join_processes, pictures_in
 from hpcm_scale.evaluation.plots import plot
 from hpcm_scale.evaluation.published import read_points
@@ -132,9 +132,7 @@ def tables(results: Sequence[Path], points: Sequence[str], anchor: str | None) -
     yield table.counted_table()
     curves = [curve for source in points for curve in read_points(source)]
     if curves:
-        names = [curve.name for curve in curves]
-        if anchor and anchor not in names:
-            raise DataError(f"--anchor: {anchor!r} is not one of {', '.join(names)}")
-        yield table.points_table(curves, anchor or names[0])
+        first = curves[0].name
+        yield table.points_table(curves, checked_anchor(anchor, curves, first))
     for folder in results:
         yield from table.report_tables(folder)

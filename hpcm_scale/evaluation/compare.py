@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from hpcm_scale.codec.images import read_picture
 from hpcm_scale.errors import DataError
-from hpcm_scale.evaluation.metrics import mse, psnr
+from hpcm_scale.evaluation.metrics import psnr
 from hpcm_scale.files import atomic_path
 
 GAP = 8
@@ -18,7 +18,7 @@ GAP = 8
 
 @dataclass(frozen=True)
 class Comparison:
-    """How a reconstruction compares to its original."""
+    """A reconstruction beside its original."""
 
     psnr: float
     """dB, over 8-bit RGB; infinite for equal pictures."""
@@ -40,7 +40,7 @@ def compare(original: Path, reconstruction: Path) -> Comparison:
             f"{reconstruction}: is {second.width}x{second.height}, {original} is "
             f"{first.width}x{first.height}; only pictures of one size can be compared"
         )
-    quality = psnr(mse(np.asarray(first), np.asarray(second)))
+    quality = psnr(np.asarray(first), np.asarray(second))
     captions = (original.name, f"{reconstruction.name}  {quality:.2f} dB")
     return Comparison(quality, side_by_side((first, second), captions))
 

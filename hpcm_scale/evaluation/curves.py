@@ -80,7 +80,7 @@ class Delta:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What an evaluation found."""
+    """Curves of an evaluation, how they compare, and its failures."""
 
     curves: list[Curve]
     images: list[str]
@@ -123,6 +123,42 @@ def assess(
     if not images:
         reasons = "; ".join(dict.fromkeys(row["error"] for row in failures[:3]))
         raise DataError(f"no picture was coded at every setting: {reasons}")
+    curves = [*_curves_of(settings, coded, images), *others]
+    anchor = checked_anchor(anchor, curves, "jpeg")
+    return Evaluation(
+        curves,
+        images,
+        failures,
+        [f"{curve} {name}" for (curve, name), done in by_setting.items() if not done],
+        anchor,
+        deltas(curves, anchor),
+        sorted({row["machine"] for done in coded.values() for row in done.values()}),
+    )
+
+
+def checked_anchor(anchor: str | None, curves: Sequence[Curve], usual: str) -> str:
+    """The name of the curve that others are compared to: `usual`, or else the first, unless told.
+
+    Raises:
+        DataError: if there is no such curve.
+    """
+    names = [curve.name for curve in curves]
+    anchor = anchor or (usual if usual in names else names[0])
+    if anchor not in names:
+        raise DataError(f"--anchor: {anchor!r} is not one of {', '.join(names)}")
+    return anchor
+
+
+def _curves_of(
+    settings: Sequence[Setting],
+    coded: dict[tuple[str, str], dict[str, ResultRow]],
+    images: Sequence[str],
+) -> list[Curve]:
+    """The measured curves: a point for each setting, the averages of its rows over `images`.
+
+    Args:
+        coded: by curve and setting, the row of each picture.
+    """
     curves: dict[str, Curve] = {}
     for setting in settings:
         if done := coded.get((setting.curve, setting.name)):
@@ -134,20 +170,7 @@ def assess(
             curves.setdefault(setting.curve, Curve(setting.curve)).points.append(point)
     for curve in curves.values():
         curve.points.sort(key=lambda point: point["bpp"])
-    everything = [*curves.values(), *others]
-    names = [curve.name for curve in everything]
-    anchor = anchor or ("jpeg" if "jpeg" in names else names[0])
-    if anchor not in names:
-        raise DataError(f"--anchor: {anchor!r} is not one of {', '.join(names)}")
-    return Evaluation(
-        everything,
-        images,
-        failures,
-        [f"{curve} {name}" for (curve, name), done in by_setting.items() if not done],
-        anchor,
-        deltas(everything, anchor),
-        sorted({row["machine"] for done in coded.values() for row in done.values()}),
-    )
+    return list(curves.values())
 
 
 def _averages(rows: Sequence[ResultRow]) -> ResultRow:

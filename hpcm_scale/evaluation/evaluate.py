@@ -23,12 +23,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemaining
 
 from hpcm_scale.codec.images import Picture, read_picture
 from hpcm_scale.data.images import SUFFIXES, image_suffix
-from hpcm_scale.errors import DataError, HpcmError
+from hpcm_scale.errors import DataError, HpcmError, one_line
 from hpcm_scale.evaluation.codecs import Coder, Setting
-from hpcm_scale.evaluation.metrics import decibels, ms_ssim, mse, psnr
+from hpcm_scale.evaluation.metrics import decibels, ms_ssim, mse
+from hpcm_scale.units import psnr
 
 FAULTS = (HpcmError, OSError, RuntimeError, ValueError, SyntaxError, MemoryError)
-"""What a picture or a codec may raise without ending the run."""
+"""Errors that a picture or a codec may raise without ending the run."""
 ResultRow = dict[str, Any]
 """One setting on one picture: figures, or an "error" in their place."""
 
@@ -60,7 +61,7 @@ def join_processes(device: str) -> PartialState:
 
 
 def machine(state: PartialState, device: str) -> str:
-    """What measured the times, in one line."""
+    """The machine that the times were measured on, in one line."""
     processor = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.is_file():
@@ -194,7 +195,7 @@ def _coded(setting: Setting, images: Sequence[Path]) -> Iterator[tuple[Path, Res
 
 
 def _reason(what: str, error: Exception) -> str:
-    return f"{what}: {' '.join(str(error).split()) or type(error).__name__}"
+    return f"{what}: {one_line(error) or type(error).__name__}"
 
 
 def rgb(picture: Picture) -> np.ndarray:
@@ -204,7 +205,7 @@ def rgb(picture: Picture) -> np.ndarray:
 
 
 def figures(coder: Coder, pixels: np.ndarray) -> ResultRow:
-    """What one picture costs and what becomes of it.
+    """Size, quality, time and memory of coding one picture.
 
     Args:
         pixels: (H, W, 3) uint8.
@@ -226,7 +227,7 @@ def figures(coder: Coder, pixels: np.ndarray) -> ResultRow:
         "bytes": len(encoded.value),
         "bpp": 8 * len(encoded.value) / (width * height),
         "mse": error,
-        "psnr": _finite(psnr(error)),
+        "psnr": _finite(psnr(error, 255)),
         "ms_ssim": similarity,
         "ms_ssim_db": _finite(decibels(similarity)),
         "encode_seconds": encoded.seconds,

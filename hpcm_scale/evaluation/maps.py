@@ -1,4 +1,4 @@
-"""Where in a picture the bits go and where the errors are."""
+"""Maps of a picture: bits spent and errors made, by place."""
 
 import numpy as np
 import torch
@@ -12,7 +12,7 @@ from hpcm_scale.models.codec_network import CodecNetwork
 
 @torch.inference_mode()
 def bit_map(network: CodecNetwork, pixels: np.ndarray, memory: int) -> np.ndarray:
-    """What every 16×16 block of a picture costs, by the model's densities.
+    """Bits that every 16×16 block of a picture costs, by the model's densities.
 
     A hyper-latent's bits are spread evenly over the 4×4 blocks it stands for.
 
@@ -23,19 +23,19 @@ def bit_map(network: CodecNetwork, pixels: np.ndarray, memory: int) -> np.ndarra
     Returns:
         (⌈H/16⌉, ⌈W/16⌉) bits.
     """
-    y = analyse(network, [pixels], memory)
+    y = analyse(network, pixels, memory)
     z_hat, z_bits, _ = network.z_prior(network.h_a(y), None)
     targets = network.partition.split(y)
-    priced: list[Tensor] = []
+    rates: list[Tensor] = []
 
     def code(step: int, scale: Tensor, mean: Tensor) -> Tensor:
         symbols = (targets[step] - mean).round()
-        priced.append(network.density.bits(symbols, scale))
+        rates.append(network.density.bits(symbols, scale))
         return symbols + mean
 
     network.code_steps(network.h_s(dense(z_hat)), code)
     spread = z_bits.sum(1).repeat_interleave(HYPER, 1).repeat_interleave(HYPER, 2) / HYPER**2
-    total = (network.partition.join(priced).sum(1) + spread)[0]
+    total = (network.partition.join(rates).sum(1) + spread)[0]
     rows, columns = (-(-side // LATENT) for side in pixels.shape[:2])
     return total[:rows, :columns].cpu().numpy()
 

@@ -1,10 +1,12 @@
-"""How far a reconstruction is from its original: PSNR and MS-SSIM of 8-bit RGB."""
+"""Distance of a reconstruction from its original: PSNR and MS-SSIM of 8-bit RGB."""
 
 import math
 
 import numpy as np
 import torch
 from pytorch_msssim import ms_ssim as _ms_ssim
+
+from hpcm_scale import units
 
 LEAST_SIDE = 161
 """Shorter sides are too small for MS-SSIM's five scales of an 11-tap window."""
@@ -16,9 +18,9 @@ def mse(original: np.ndarray, reconstruction: np.ndarray) -> float:
     return float(np.mean(np.square(difference), dtype=np.float64))
 
 
-def psnr(error: float) -> float:
-    """PSNR in dB of a mean squared error in squared levels; infinite for 0."""
-    return 10 * math.log10(255**2 / error) if error else math.inf
+def psnr(original: np.ndarray, reconstruction: np.ndarray) -> float:
+    """PSNR in dB of two uint8 arrays of one shape; infinite for equal ones."""
+    return units.psnr(mse(original, reconstruction), 255)
 
 
 def ms_ssim(original: np.ndarray, reconstruction: np.ndarray) -> float | None:

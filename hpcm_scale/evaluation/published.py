@@ -1,4 +1,4 @@
-"""What others have measured: the papers' table, and R-D points in files of common formats."""
+"""Measurements of others: the papers' table, and R-D points in files of common formats."""
 
 import json
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ class System:
     bd_rate: dict[str, float | None]
     """Percent of PSNR against VTM-22.0, by `DATASETS`."""
     variant: str | None
-    """Of configs/models, where it is built here."""
+    """Name in configs/models, where it is built here."""
 
 
 @cache
@@ -85,7 +85,7 @@ def read_points(source: str) -> list[Curve]:
 def _compressai(
     results: dict[str, list[float]],
 ) -> dict[str, tuple[list[float], list[float | None]]]:
-    """By metric, rates and qualities."""
+    """Rates and qualities by metric."""
     quality = results.get("psnr-rgb") or results["psnr"]
     found: dict[str, tuple[list[float], list[float | None]]] = {
         "psnr": (results["bpp"], list(quality))

@@ -1,4 +1,4 @@
-"""Tables for the terminal: what the papers print, what is counted here, what was measured here."""
+"""Tables for the terminal: the papers' figures, counted complexity, measurements."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -65,7 +65,7 @@ def counted_table() -> Table:
 
 
 def report_tables(folder: Path) -> Iterator[Table]:
-    """What the evaluation in a folder measured.
+    """Tables of an evaluation's measurements.
 
     Raises:
         DataError: if there is no report in it.

@@ -1,5 +1,7 @@
 """HPCM: the hierarchical progressive context model. Source: arXiv 2507.19125."""
 
+import math
+
 from torch import Tensor, nn
 
 from hpcm_scale.config import HpcmConfig
@@ -56,7 +58,7 @@ class HPCM(CodecNetwork[HpcmConfig, grids.StepGrids]):
             period = max(len(table[0]) for table in scale.steps)
             window = self.config.windows[s] if self.fusions else 1
             window_pixels = (pixels if self.config.hierarchical else 16) * window
-            multiple = max(multiple, pixels * period, window_pixels)
+            multiple = math.lcm(multiple, pixels * period, window_pixels)
         return multiple
 
     def code_steps(self, params: Tensor, code: Code) -> Tensor:

@@ -12,6 +12,7 @@ from hpcm_scale.errors import RunError
 from hpcm_scale.runs.metrics_log import FILE as METRICS
 from hpcm_scale.runs.metrics_log import MetricsLog
 from hpcm_scale.runs.run_record import FILE, RunRecord, checked_field
+from hpcm_scale.units import psnr
 
 SizePart = Literal["total", "transform", "hyper", "context"]
 SIZE_PARTS: tuple[SizePart, ...] = ("total", "transform", "hyper", "context")
@@ -54,7 +55,7 @@ class Run:
     @property
     def final_psnr(self) -> float:
         """dB, of the last validation's mean MSE."""
-        return -10 * math.log10(self.curve["mse"][-1])
+        return psnr(self.curve["mse"][-1])
 
 
 @dataclass(frozen=True)

@@ -21,13 +21,14 @@ from hpcm_scale.training.async_checkpoint_writer import CheckpointWriter
 from hpcm_scale.training.ema import ShardedEMA
 from hpcm_scale.training.engine import accelerator, peak_memory, uses_bf16
 from hpcm_scale.training.guard import LossWatch, StepGuard
-from hpcm_scale.training.loss import RateDistortion, psnr
+from hpcm_scale.training.loss import RateDistortion
 from hpcm_scale.training.lr_schedule import ema_decay, learning_rate
 from hpcm_scale.training.noise import Noise
 from hpcm_scale.training.nvme_state import NvmeState
 from hpcm_scale.training.profile import Profile
 from hpcm_scale.training.validate import validate
 from hpcm_scale.training.watchdog import NoWatchdog, Watchdog
+from hpcm_scale.units import psnr
 
 
 class Interrupted(Exception):

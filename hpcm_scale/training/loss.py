@@ -52,8 +52,3 @@ class RateDistortion:
         else:
             distortion = self.config.lmbda * PIXEL_RANGE**2 * mse
         return torch.stack([distortion + bpp, *figures], dim=1)
-
-
-def psnr(mse: float) -> float:
-    """Peak signal-to-noise ratio in dB of a mean squared error of values in [0, 1]."""
-    return float(-10 * torch.log10(torch.tensor(mse, dtype=torch.float64)))

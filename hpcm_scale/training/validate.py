@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from hpcm_scale.config import DataConfig
 from hpcm_scale.data.stream import read_images
-from hpcm_scale.training.loss import RateDistortion, psnr
+from hpcm_scale.training.loss import RateDistortion
+from hpcm_scale.units import psnr
 
 Show = Callable[[Tensor, Tensor, Tensor], None]
 """Takes an image (3, H, W), its reconstruction, and its bits a latent position (H/16, W/16)."""

@@ -48,7 +48,7 @@ _SHARD = re.compile(r".*-\d{5}-of-\d{5}")
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """What a model file says about itself."""
+    """Self-description of a model file."""
 
     path: Path
     config: ModelConfig
@@ -166,7 +166,7 @@ def save_model(
 
 
 def read_info(path: Path | str) -> ModelInfo:
-    """What a model file, or the index of one in shards, says about itself.
+    """Self-description of a model file, or of one in shards by its index.
 
     Its tensors are not read.
 
