@@ -57,7 +57,7 @@ EXTRAS = {
 
 
 def missing_package(error: ModuleNotFoundError) -> MissingPackage | None:
-    """What to say of a module that could not be imported; None if no extra brings it."""
+    """Error for a module that could not be imported; None if no extra brings it."""
     module = (error.name or "").partition(".")[0]
     if module not in EXTRAS:
         return None

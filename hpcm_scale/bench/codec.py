@@ -1,4 +1,4 @@
-"""How long coding takes on this machine, and what share of its arithmetic peak that is."""
+"""Coding times on this machine, and their share of its arithmetic peak."""
 
 import resource
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,4 @@
-"""How fast batches come, beside plain webdataset and a folder of files on the same images."""
+"""Rates of batches, beside plain webdataset and a folder of files on the same images."""
 
 import os
 import random
@@ -29,7 +29,7 @@ Decoder = Callable[[bytes, int], np.ndarray]
 
 
 def decode_then_crop(data: bytes, side: int) -> np.ndarray:
-    """What a plain loader does: the whole image, then a random crop, mirrored or not."""
+    """Decode as a plain loader does: the whole image, then a random crop, mirrored or not."""
     pixels = decode_whole(data)
     top = random.randint(0, pixels.shape[1] - side)
     left = random.randint(0, pixels.shape[2] - side)

@@ -1,4 +1,4 @@
-"""How fast a network runs on this machine, part by part, and what share of its peak that is."""
+"""Speed of a network on this machine, part by part, and its share of the peak."""
 
 import resource
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""What the deepspeed launcher runs on every rank: `python -m hpcm_scale.cli.rank --config RUN`.
+"""The program of every rank: `python -m hpcm_scale.cli.rank --config RUN`.
 
 launch/train.py is the same for hosts with a checkout.
 """

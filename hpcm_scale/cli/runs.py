@@ -99,7 +99,7 @@ def checkpoints(
 
 
 def _look(runs: "list[WatchedRun]", x: str, metric: str, output: Path | None) -> "Group":
-    """What the terminal shows of the runs now; the chart goes to `output` if given."""
+    """Render the runs as they stand; the chart goes to `output` if given."""
     from rich.console import Group
 
     from hpcm_scale.runs import watch

@@ -136,7 +136,7 @@ def ask(host: Host, data: str | None, token: Path | None, port: int) -> HostRepo
 def compare(
     facts: Mapping[Host, HostReport], first: Host, port: int, out: Path | None
 ) -> list[CheckResult]:
-    """What the hosts say, each held against the first that answered.
+    """Compare what the hosts report, each against the first that answered.
 
     Args:
         first: the host that keeps the job together, on `port`.

@@ -1,4 +1,4 @@
-"""What a host says of itself: `python -m hpcm_scale.cluster.host_report` prints it as JSON."""
+"""Facts about one host, which `hpcm-scale doctor --report` prints as JSON."""
 
 import hashlib
 import os
@@ -21,7 +21,7 @@ CODE = ("hpcm_scale/**/*.py", "launch/*", "configs/**/*.yaml", "configs/**/*.jso
 
 @dataclass(frozen=True)
 class HostReport:
-    """One host."""
+    """Facts about one host."""
 
     python: str
     packages: dict[str, str]
@@ -79,7 +79,7 @@ def code_digest(root: Path) -> str:
 
 
 def data_fingerprint(root: str) -> str:
-    """Of all splits of a dataset, after a look at the sizes of their shards.
+    """Digest of all splits of a dataset, once the sizes of their shards are right.
 
     Raises:
         DataError: if manifest or shards are missing or damaged.

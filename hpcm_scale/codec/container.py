@@ -50,7 +50,7 @@ class Header:
 
 @dataclass(frozen=True)
 class Container:
-    """A whole file."""
+    """A parsed file."""
 
     header: Header
     payloads: tuple[bytes, ...]

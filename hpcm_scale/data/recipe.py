@@ -25,7 +25,7 @@ class ValConfig(StrictModel):
 
 
 class Recipe(StrictModel):
-    """How `hpcm-scale pack` turns a source into a dataset."""
+    """Recipe by which `hpcm-scale pack` turns a source into a dataset."""
 
     source: str | None = None
     """A folder, searched with its subfolders, or a glob such as /photos/**/*.png."""

@@ -20,7 +20,7 @@ The scale is what the rate estimate prices with; the table index alone decides t
 
 
 class EntropyParameters(Protocol):
-    """What the codec needs of a path."""
+    """Entropy parameters as the codec needs them."""
 
     portable: bool
     """Whether every machine computes the same indices and means; the header says which path."""

@@ -1,4 +1,4 @@
-"""What a ladder will cost: counted, and predicted from a few measured steps of each network."""
+"""Predicted cost of a ladder, from counts and a few measured steps of each network."""
 
 import heapq
 import json
@@ -26,7 +26,7 @@ STEPS, MEASURED = 6, 4
 
 @dataclass(frozen=True)
 class Cost:
-    """What a network was measured to take."""
+    """Measured cost of a network's steps."""
 
     step: float
     """Seconds of an optimizer step."""
@@ -38,14 +38,14 @@ class Cost:
     """Bytes of rank 0 at most."""
 
     def seconds(self, run: LadderRun) -> float:
-        """Of a whole run."""
+        """Seconds of a whole run."""
         every = run.config.validate_every
         validations = run.steps // every - run.branch_step // every + bool(run.steps % every)
         return self.start + run.new_steps * self.step + validations * self.validation
 
 
 def probe_key(run: LadderRun, ranks: int, threads: str) -> str:
-    """What the cost of a step depends on; runs of one key are measured once."""
+    """Key of everything the cost of a step depends on; runs of one key are measured once."""
     config = run.config
     fields = {
         name: getattr(config, name)

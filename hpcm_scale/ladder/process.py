@@ -16,7 +16,7 @@ from hpcm_scale.files import atomic_write
 
 
 def command(config: Path, ranks: int, resume: str) -> list[str]:
-    """What trains the run in a configuration file.
+    """Command that trains the run in a configuration file.
 
     One rank is a plain process, spared the ten seconds of DeepSpeed's launcher; more go through it.
     """

@@ -223,7 +223,7 @@ class Status:
 
 
 def status(run: LadderRun) -> Status:
-    """What the records, the checkpoints and the last launch tell of a run.
+    """State of a run, by its records, its checkpoints and its last launch.
 
     A run is done when it has been validated after its last step and that step's checkpoint is
     whole; or validated, and its weights have been removed.
@@ -251,7 +251,7 @@ def status(run: LadderRun) -> Status:
 
 
 def _difference(run: LadderRun, rows: WatchedRun) -> str:
-    """How the run in the folder differs from the ladder's: to go on, or to count it, would lie."""
+    """Difference between the run in the folder and the ladder's; "" if there is none."""
     before = RunRecord.read(rows.folder).field("config", dict)
     if different := first_difference(run.config, before):
         name, old, new = different

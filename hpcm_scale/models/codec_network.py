@@ -1,4 +1,4 @@
-"""What every codec network shares: transforms, hyperprior, the pricing of a walk over its steps.
+"""The base of every codec network: transforms, hyperprior, rates of a walk over its steps.
 
 One walk over the coding steps (`CodecNetwork.code_steps`) serves training, encoding and decoding;
 they differ in the callback that turns a step's (scale, mean) into its ŷ.
@@ -31,7 +31,7 @@ Code = Callable[[int, Tensor, Tensor], Tensor]
 
 
 class Output(NamedTuple):
-    """What one pass over a batch gives."""
+    """Result of one pass over a batch."""
 
     x_hat: Tensor
     """(B, 3, H, W), reconstruction; not clamped."""
@@ -125,7 +125,7 @@ class CodecNetwork(nn.Module, ABC, Generic[Config, Partition]):
 
     @property
     def image_multiple(self) -> int:
-        """What an image's sides must be multiples of."""
+        """Multiple that an image's sides must be of."""
         return self.stride
 
     def checkpoint_activations(self, every: bool | int) -> None:

@@ -26,7 +26,7 @@ class SharedNet(nn.Module):
 
 
 class ContextStep(nn.Module):
-    """What one coding step owns: its adaptor and its scale on the shared net's middle.
+    """One coding step: its adaptor and its scale on the shared net's middle.
 
     The shared net is passed in rather than held, so that it has one owner; it runs inside this
     forward, because ZeRO-3 gathers `scale` only for as long as its owner's forward lasts.

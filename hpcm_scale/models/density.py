@@ -108,7 +108,7 @@ class ScaleDensity(ABC):
 
     @abstractmethod
     def bits(self, residual: Tensor, scale: Tensor) -> Tensor:
-        """What it costs to code `residual` = symbol (or y − mean + noise), in bits.
+        """Rate in bits of `residual` = symbol (or y − mean + noise).
 
         Args:
             residual: (B, ...), in units of the quantisation step 1.
@@ -171,7 +171,7 @@ class HyperPrior(nn.Module, ABC):
 
     @abstractmethod
     def bits(self, symbols: Tensor) -> Tensor:
-        """What symbols (B, N, h, w) cost, in bits."""
+        """Rate in bits of symbols (B, N, h, w)."""
 
 
 class ZPrior(HyperPrior):

@@ -36,7 +36,7 @@ def _from_groups(x: Tensor) -> Tensor:
 
 
 def take(x: Tensor, table: Table, groups: int, parts: int = 1) -> Tensor:
-    """What a step codes, dense: (B, parts·M, H, W) -> (B, parts·k·M/groups, H, W).
+    """Take a step's latents, dense: (B, parts·M, H, W) -> (B, parts·k·M/groups, H, W).
 
     `parts` stacked tensors of M channels, such as (scale | mean), are taken in one move.
     """
@@ -129,7 +129,7 @@ class StepGrids:
         return grids
 
     def narrow(self, x: Tensor, scale: int, parts: int = 1) -> Tensor:
-        """What the grid of `scale` keeps of the largest: (B, parts·M, H, W) -> (.., h, w)."""
+        """Extract the grid of `scale` from the largest: (B, parts·M, H, W) -> (.., h, w)."""
         for larger in reversed(self.schedule.scales[scale + 1 :]):
             x = extract(x, larger.kept, parts)
         return x

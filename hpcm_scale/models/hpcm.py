@@ -50,7 +50,7 @@ class HPCM(CodecNetwork[HpcmConfig, grids.StepGrids]):
 
     @property
     def image_multiple(self) -> int:
-        """What an image's sides must be multiples of: grids halve evenly and hold whole windows."""
+        """Multiple of an image's sides with which grids halve evenly and hold whole windows."""
         scales = self.partition.schedule.scales
         multiple = self.stride
         for s, scale in enumerate(scales):

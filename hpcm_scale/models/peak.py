@@ -1,4 +1,4 @@
-"""How fast this machine multiplies matrices: what speeds are measured against."""
+"""Rates of this machine's matrix products, which speeds are measured against."""
 
 from collections.abc import Callable
 from time import perf_counter

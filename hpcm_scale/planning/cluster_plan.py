@@ -1,4 +1,4 @@
-"""What training costs on a cluster that is not at hand: memory, traffic, time and money."""
+"""Memory, traffic, time and cost of training on a cluster that is not at hand."""
 
 import json
 import math
@@ -88,12 +88,12 @@ class Option:
 
     @property
     def seconds(self) -> float:
-        """Of a step: the longest of what hides each other; offloading hides nothing."""
+        """Seconds of a step: the longest of what hides each other; offloading hides nothing."""
         return max(self.compute, self.launch, self.communication) + self.offload
 
     @property
     def bound(self) -> str:
-        """What the time of a step is mostly made of."""
+        """Name of what takes most of a step's time."""
         times = {
             "compute": self.compute,
             "launches": self.launch,
@@ -139,11 +139,11 @@ class ClusterPlan:
         return math.ceil(self.images / self.batch)
 
     def hours(self, option: Option) -> float:
-        """Of the whole run."""
+        """Hours of the whole run."""
         return option.seconds * self.steps / 3600
 
     def cost(self, option: Option) -> float:
-        """Of the whole run, in the currency of the price."""
+        """Cost of the whole run, in the currency of the price."""
         return self.hours(option) * self.cluster.ranks * self.cluster.price
 
     def __rich__(self) -> RenderableType:
@@ -194,7 +194,7 @@ class ClusterPlan:
         return Group(table, f"\nfastest that fits: {_said(best)}\n{self._advice(best)}")
 
     def _advice(self, best: Option) -> str:
-        """What bounds the best option, and the batch that would leave that bound."""
+        """Advice on the best option: its bound, and the batch that would leave it."""
         cost = (
             f"{self.hours(best):.0f} hours, {self.cost(best):.0f} at {self.cluster.price:g} an hour"
         )
@@ -342,7 +342,7 @@ def _offload_seconds(spread: ZeroLayout, count: int, cluster: Cluster, accumulat
 
 
 def _recomputed(checkpointing: bool | int) -> str:
-    """How a table calls a setting of checkpoint_activations."""
+    """Name of a setting of checkpoint_activations in tables."""
     if checkpointing is True or checkpointing is False:
         return "all" if checkpointing else "none"
     return f"1 in {checkpointing}"

@@ -1,4 +1,4 @@
-"""What a run needs and will do, worked out before it starts and without a process group."""
+"""Plan of a run, worked out before it starts and without a process group."""
 
 import math
 import os

@@ -1,4 +1,4 @@
-"""What of a run's configuration may change when it is resumed, or branched off another run."""
+"""Rules for which fields may change when a run is resumed, or branched off another."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

@@ -27,7 +27,7 @@ PACKAGES = ("torch", "deepspeed", "webdataset", "safetensors", "numpy", "hpcm-sc
 
 @dataclass(frozen=True)
 class RunRecord:
-    """What run.json says."""
+    """The contents of run.json."""
 
     folder: Path
     values: dict[str, Any]
@@ -64,7 +64,7 @@ class RunRecord:
 
     @property
     def path(self) -> Path:
-        """The file."""
+        """Path of the file."""
         return self.folder / FILE
 
     def field(self, dotted: str, kind: type | tuple[type, ...]) -> Any:
@@ -88,7 +88,7 @@ class RunRecord:
 
     @property
     def name(self) -> str:
-        """What the run is called."""
+        """Name of the run."""
         return str(self.field("name", str))
 
     @property

@@ -1,4 +1,4 @@
-"""What a study finds: plain records, filled by study.py and shown by the report."""
+"""Results of a study: plain records, filled by study.py and shown by the report."""
 
 from dataclasses import dataclass, field
 from typing import Literal
@@ -19,7 +19,7 @@ METRICS: tuple[Metric, ...] = ("loss", "bpp", "mse")
 
 @dataclass(frozen=True)
 class Settings:
-    """What a study asks of its runs."""
+    """Settings of a study."""
 
     size: SizePart = "total"
     """Which parameters N counts."""
@@ -111,7 +111,7 @@ class Family:
 
     @property
     def laws(self) -> list[Law]:
-        """All of them."""
+        """All of the family's laws."""
         return [*self.size_laws.values(), self.frontier, self.surface]
 
     @property

@@ -152,7 +152,7 @@ def _slopes(log_c: np.ndarray, log_n: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Optimum:
-    """How to spend a budget, by L(N, D)."""
+    """Best use of a budget, by L(N, D)."""
 
     flops: float
     size: float

@@ -247,7 +247,7 @@ def f_test_term(fit: Fit, j: int, left: int) -> float:
 
 
 def cautions(fit: Fit, *, what: Sequence[str] = ("size", "image count")) -> list[str]:
-    """What a reader must know before believing the numbers, one sentence each."""
+    """Cautions that a reader must know before believing the numbers, one sentence each."""
     points, law, out = fit.points, fit.law, []
     distinct = len(np.unique(points.x[0]))
     left = fit.degrees_of_freedom

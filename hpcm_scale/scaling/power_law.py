@@ -17,7 +17,7 @@ class NotFittable(RunError):
 
 @dataclass(frozen=True)
 class Points:
-    """What a law is fitted to."""
+    """Points that a law is fitted to."""
 
     x: np.ndarray
     """(k, n) positive regressors: sizes; or sizes and images; or FLOPs."""
@@ -66,7 +66,7 @@ class PowerLaw:
 
     @property
     def parameters(self) -> dict[str, float]:
-        """By the names of the papers: E, A, alpha (, B, beta)."""
+        """Parameters under the papers' names: E, A, alpha (, B, beta)."""
         out = {"E": self.floor}
         for names, a, e in zip(TERM_NAMES, self.amplitudes, self.exponents, strict=False):
             out.update(zip(names, (a, e), strict=True))

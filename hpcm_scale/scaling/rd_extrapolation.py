@@ -1,4 +1,4 @@
-"""What an extrapolation means as a codec: the R-D curve predicted at the target, as a BD-rate."""
+"""R-D curves predicted at the target size, as a BD-rate."""
 
 from collections.abc import Sequence
 from typing import NamedTuple

@@ -60,7 +60,7 @@ def rows(law: FittedLaw) -> Iterator[tuple[str, ...]]:
 
 
 def heading(family: Family, settings: Settings) -> str:
-    """What was run, in a line."""
+    """Summary of the runs, in a line."""
     n = [run.parameters[settings.size] for run in family.runs]
     sizes, seeds = len(set(n)), len({run.seed for run in family.runs})
     return (
@@ -113,7 +113,7 @@ def findings(family: Family) -> list[str]:
 
 
 def across_lambdas(curves: Sequence[CurvePrediction]) -> list[str]:
-    """What the extrapolated curves would save, in words."""
+    """Predicted savings of the extrapolated curves, in words."""
     out = []
     for c in curves:
         where = f"{c.label}: R-D curve of {len(c.lambdas)} λ at N = {figures(c.target_size)}"
@@ -141,7 +141,7 @@ def gathered_cautions(family: Family) -> list[str]:
 
 
 def foot(family: Family) -> str | None:
-    """What the asterisk in the bootstrap's column means."""
+    """Meaning of the asterisk in the bootstrap's column."""
     few = any(
         law.bootstrap is not None and law.fit.points.clusters < FEW_RUNS for law in family.fitted
     )

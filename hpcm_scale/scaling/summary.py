@@ -11,7 +11,7 @@ from hpcm_scale.scaling.fit_results import Family, Study
 
 
 def summary(study: Study) -> Iterator[RenderableType]:
-    """What `hpcm-scale fit` prints, piece by piece."""
+    """Output of `hpcm-scale fit`, piece by piece."""
     for note in study.notes:
         yield Text(note, style="yellow")
     for family in study.families:

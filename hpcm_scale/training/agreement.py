@@ -1,4 +1,4 @@
-"""What all ranks of a job learn together."""
+"""Results and errors that all ranks of a job share."""
 
 from collections.abc import Callable
 from typing import Any, TypeVar

@@ -14,7 +14,7 @@ from torch import Tensor
 
 
 class CheckpointWriter(CheckpointEngine):
-    """What DeepSpeed hands its state dictionaries to, in place of its own writer.
+    """Writer that DeepSpeed hands its state dictionaries to, in place of its own.
 
     In the background mode a state is copied to host memory, and the copies are written by a
     thread while training goes on. One checkpoint at a time: `wait` before the next.
@@ -133,5 +133,5 @@ def _copy(state: Any) -> Any:
 
 
 def _torch_save(state: Any) -> Callable[[Any], None]:
-    """What writes `state` to a file as torch does."""
+    """Function that writes `state` to a file as torch does."""
     return lambda file: torch.save(state, file)

@@ -93,7 +93,7 @@ def newest(run_folder: Path) -> Path:
 
 
 def damage(found: Checkpoint) -> str | None:
-    """What is wrong with a checkpoint: the first file that is not as it was written; else None."""
+    """Fault of a checkpoint: the first file that is not as it was written; None if whole."""
     if found.record is None:
         return f"was not written to its end ({RECORD} is missing)"
     for name, expected in found.record["files"].items():

@@ -8,6 +8,7 @@ unions whose members have what is used here only in some stages.
 import os
 import shutil
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from types import MethodType
 from typing import Any, NamedTuple
@@ -63,8 +64,8 @@ def has_compiler() -> bool:
 
 def do_without_shared_memory_reductions() -> None:
     """Let gloo do all reductions: DeepSpeed would compile an operator for those inside a host."""
-    import deepspeed.comm.torch as backend
-
+    # Not `import deepspeed.comm.torch`: that package also has an attribute of that name, torch.
+    backend: Any = import_module("deepspeed.comm.torch")
     backend.build_shm_op = lambda: None
 
 
@@ -101,7 +102,7 @@ def is_partitioned(parameter: Tensor) -> bool:
 
 
 class ParamShard(NamedTuple):
-    """What this rank holds of one parameter's fp32 weights."""
+    """This rank's part of one parameter's fp32 weights."""
 
     start: int
     """Index of its first value in the flattened parameter."""
@@ -257,6 +258,6 @@ class SwappedOptimizer:
             self._optimizer._optimizer_states_and_gradient_swap_out(group)
 
     def saved_state(self, load_dir: str, tag: str) -> dict[str, Any]:
-        """What DeepSpeed itself saved of this rank's optimizer."""
+        """State that DeepSpeed itself saved of this rank's optimizer."""
         path = self._engine._get_zero_ckpt_name(load_dir, tag)
         return self._engine.checkpoint_engine.load(path, "cpu")["optimizer_state_dict"]

@@ -27,7 +27,7 @@ Weights = Literal["ema", "raw"]
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written."""
+    """A model file just written."""
 
     info: ModelInfo
     checkpoint: Path

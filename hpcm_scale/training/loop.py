@@ -38,7 +38,7 @@ class Interrupted(Exception):
 
 
 class Step(NamedTuple):
-    """What one optimizer step gave."""
+    """Result of one optimizer step."""
 
     figures: Tensor
     """This rank's means over its part of the batch, float64."""
@@ -53,7 +53,7 @@ class Step(NamedTuple):
 
 
 class Interval:
-    """What was done since the last row of metrics."""
+    """Sums since the last row of metrics."""
 
     def __init__(self, figures: int) -> None:
         self._sums = torch.zeros(figures, dtype=torch.float64)
@@ -88,7 +88,7 @@ class Interval:
         self._since += time.monotonic() - pause
 
     def reset(self) -> None:
-        """Start anew."""
+        """Start a new interval."""
         self._sums.zero_()
         self.steps, self.waited, self._since = 0, 0.0, time.monotonic()
 
@@ -195,7 +195,7 @@ class Trainer:
         shown: monitor.Monitor | None,
         watchdog: Watchdog | NoWatchdog,
     ) -> None:
-        """What is due after step `number`."""
+        """Save and validate where that is due after step `number`."""
         last = number == self.steps
         if self.saving is not None and not done.writing:
             self._finish_saving()
@@ -366,7 +366,7 @@ class Trainer:
         return row if self.guard.norm is None else row | {"grad_norm": self.guard.norm}
 
     def _speed(self, interval: Interval) -> dict[str, float]:
-        """How fast the steps of an interval were, and on what."""
+        """Speed of an interval's steps, and the memory they took."""
         elapsed = interval.seconds
         crops = interval.steps * self.run.batch / elapsed
         flops = crops * self.flops_per_crop

@@ -19,7 +19,7 @@ class RateDistortion:
     config: LossConfig
 
     def figure_names(self, scales: int) -> tuple[str, ...]:
-        """What `per_image` gives, in order, of a network with so many scales.
+        """Names of what `per_image` gives, in order, for a network with so many scales.
 
         HPCM has three, the baselines one, whose `bpp_y_s1` is all of y.
         """

@@ -1,4 +1,4 @@
-"""What a run leaves and shows: run.json, metrics.jsonl, TensorBoard events, a progress bar."""
+"""Rows of metrics, TensorBoard events and a progress bar of one run."""
 
 import logging
 import sys

@@ -62,7 +62,7 @@ class RunLock:
             raise RunError(f"{self.folder}: cannot be written ({error.strerror})") from None
 
     def release(self) -> None:
-        """Give it up."""
+        """Give the folder up."""
         self._file.release()
 
 

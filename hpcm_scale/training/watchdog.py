@@ -156,7 +156,7 @@ class Watchdog:
     def _judge(
         self, changed: dict[int, tuple[str, float]], moved: dict[int, tuple[str, float]]
     ) -> str | None:
-        """What is wrong with some rank, seen from rank 0; None if nothing is."""
+        """Verdict on the ranks, seen from rank 0; None if nothing is wrong."""
         now = time.monotonic()
         for rank in range(self.world):
             key = f"heartbeat/{rank}"
@@ -199,7 +199,7 @@ class Watchdog:
 
 
 class NoWatchdog:
-    """What a job of one rank has in its place."""
+    """Stand-in for a job of one rank."""
 
     def __enter__(self) -> Self:
         return self

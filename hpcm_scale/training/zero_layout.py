@@ -1,4 +1,4 @@
-"""What a DeepSpeed configuration decides about memory: where state lies, sizes of buffers."""
+"""Memory layout of a DeepSpeed configuration: where state lies, sizes of buffers."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ rank of launch/one_billion.sh then peaks at 6.0 instead of 8.7 GiB, at the same 
 
 @dataclass(frozen=True)
 class ZeroLayout:
-    """What a DeepSpeed configuration says of memory; sizes in elements, DeepSpeed's defaults."""
+    """Where a DeepSpeed configuration keeps state; sizes in elements, DeepSpeed's defaults."""
 
     stage: int
     optimizer_on: str = "none"
@@ -31,7 +31,7 @@ class ZeroLayout:
 
     @classmethod
     def read(cls, config: Mapping[str, Any]) -> "ZeroLayout":
-        """Of a DeepSpeed configuration such as configs/deepspeed holds."""
+        """Read a DeepSpeed configuration such as configs/deepspeed holds."""
         zero = config["zero_optimization"]
         optimizer, parameters = (zero.get(f"offload_{of}") or {} for of in ("optimizer", "param"))
         read = {

@@ -23,7 +23,7 @@ LISTED = 8
 
 @dataclass(frozen=True)
 class PublishedLayout:
-    """How the published checkpoints of one architecture are laid out."""
+    """Layout of the published checkpoints of one architecture."""
 
     names: Callable[[Any], dict[str, str]]
     """From a network's configuration: our parameter name -> the published one, for each."""

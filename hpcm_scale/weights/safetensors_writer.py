@@ -23,7 +23,7 @@ _CODES = {"float32": "F32", "float16": "F16", "int32": "I32"}
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """What a tensor will be, known before its values are."""
+    """Shape and dtype of a tensor whose values are not known yet."""
 
     shape: tuple[int, ...]
     dtype: str

@@ -108,7 +108,7 @@ class _Block(nn.Module):
         return out.permute(0, 3, 1, 2)
 
     def _spatial_operand(self) -> Tensor:
-        """What `_mix` takes its weights as."""
+        """Weights in the form that `_mix` takes."""
         raise NotImplementedError
 
     def _mix(self, rows: Tensor, bordered: Tensor, operand: Tensor) -> Tensor:
@@ -117,7 +117,7 @@ class _Block(nn.Module):
 
 
 class ExactDWConvRB(_Block):
-    """A DWConvRB."""
+    """A DWConvRB in exact arithmetic."""
 
     def __init__(self, block: DWConvRB, name: str) -> None:
         super().__init__()
@@ -143,7 +143,7 @@ class ExactDWConvRB(_Block):
 
 
 class ExactPConvRB(_Block):
-    """A PConvRB."""
+    """A PConvRB in exact arithmetic."""
 
     def __init__(self, block: PConvRB, name: str) -> None:
         super().__init__()
@@ -220,7 +220,7 @@ def integer_scale(step: ContextStep, name: str) -> Tensor:
 
 
 def _with_latents(context: Tensor, y_hat: Tensor) -> Tensor:
-    """What an adaptor takes. ŷ is not bounded by the grid as activations are."""
+    """Input of an adaptor. ŷ is not bounded by the grid as activations are."""
     return torch.cat([context, y_hat.clamp(-LIMIT, LIMIT)], dim=1)
 
 

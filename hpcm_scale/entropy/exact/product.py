@@ -42,7 +42,7 @@ OUTPUTS = 256
 
 
 class Addend(NamedTuple):
-    """What is added to a layer's sum before it is rounded."""
+    """An addend of a layer's sum, added before it is rounded."""
 
     largest: int
     """Its largest magnitude, in grid points."""
@@ -141,11 +141,11 @@ class Product:
 
     @property
     def outputs(self) -> int:
-        """O."""
+        """Output channels, O."""
         return self._digits.shape[1]
 
     def operand(self) -> Tensor:
-        """What `multiply` takes the weights as; made once for all the rows of a tensor."""
+        """Weights in the form that `multiply` takes; made once for all the rows of a tensor."""
         if multiplies_bytes(self._digits.device) and len(self._digits) < 3 * LARGEST_INPUTS:
             return self._digits
         _, high, low = self._digits.chunk(3)
