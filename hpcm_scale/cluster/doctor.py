@@ -206,7 +206,7 @@ def compare(
         add(
             "compilers",
             not its.lacks,
-            f"no {', '.join(its.lacks)}" if its.lacks else "ninja, g++, libaio",
+            f"no {', '.join(its.lacks)}" if its.lacks else "ninja, C++, libaio",
             "apt-get install g++ ninja-build libaio-dev, or what your system calls them",
         )
     return rows

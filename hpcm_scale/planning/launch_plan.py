@@ -20,6 +20,7 @@ from hpcm_scale.models.complexity import count_flops, count_parameters
 from hpcm_scale.models.zoo import build, chosen_model
 from hpcm_scale.planning.memory import FP32, Memory, rank_memory
 from hpcm_scale.runs.run_record import RunRecord
+from hpcm_scale.training.build_tools import check_tools
 from hpcm_scale.training.engine import deepspeed_config
 from hpcm_scale.training.prepare import check_crop
 from hpcm_scale.training.zero_layout import ZeroLayout
@@ -145,6 +146,7 @@ def launch_plan(run: RunConfig, world_size: int, resume: bool = False) -> Launch
     if not resume and RunRecord.exists(run.folder):
         raise RunError(f"{run.folder}: already holds a run; choose another `name` or `out`")
     spread = ZeroLayout.read(config)
+    check_tools(run.deepspeed, spread)
     bf16 = config["bf16"]["enabled"]
     flops = count_flops(model, run.data.crop).train
     parameters = count_parameters(network)

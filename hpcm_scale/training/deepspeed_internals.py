@@ -7,6 +7,7 @@ unions whose members have what is used here only in some stages.
 
 import os
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from types import MethodType
 from typing import Any, NamedTuple
@@ -62,8 +63,8 @@ def skip_shared_memory_operator() -> None:
     gloo with them or without. They would need a compiler, minutes at first use, and 66 MB of
     /dev/shm a rank that no process gives back.
     """
-    import deepspeed.comm.torch as backend
-
+    # Not by an import statement: the attribute `torch` of deepspeed.comm is torch itself.
+    backend: Any = import_module("deepspeed.comm.torch")
     backend.build_shm_op = lambda: None
 
 

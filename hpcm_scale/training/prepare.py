@@ -14,6 +14,7 @@ from hpcm_scale.models.zoo import build, chosen_model
 from hpcm_scale.runs.metrics_log import MetricsLog
 from hpcm_scale.runs.run_record import write_run_record
 from hpcm_scale.training.agreement import on_rank_0
+from hpcm_scale.training.build_tools import check_tools
 from hpcm_scale.training.engine import build_engine, deepspeed_config
 from hpcm_scale.training.loop import Trainer
 from hpcm_scale.training.monitor import Monitor
@@ -59,6 +60,7 @@ def prepare(
         run.data, seed=run.seed, global_batch=run.batch, rank=rank, world_size=world
     )
     layout = ZeroLayout.read(deepspeed_config(run, world))
+    check_tools(run.deepspeed, layout)
     on_rank_0(rank, lambda: open_validation(run))
     lock = RunLock(run.folder)
     on_rank_0(rank, lock.acquire)

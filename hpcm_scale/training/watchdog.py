@@ -49,6 +49,8 @@ class Watchdog:
         self._where = "starting"
         self._moves = 0
         self._ended = threading.Event()
+        self._decided = threading.Event()
+        """Set once a verdict is there."""
         # Its own connection: a thread must not wait for one that the main thread holds.
         self._store = open_store(stall_timeout)
         self._store.set_timeout(timedelta(seconds=HEARTBEAT_TIMEOUT))
@@ -88,6 +90,7 @@ class Watchdog:
             first = self._store.compare_set(VERDICT, "", json.dumps(verdict))
             if Verdict(*json.loads(first)).rank != self.rank:  # all fail alike: one says so
                 self._ended.wait(3 * INTERVAL)
+            self._store.set(f"read/{self.rank}", "")
             self._wait_for("read", 3 * INTERVAL)  # the store goes with rank 0
         self._end()
 
@@ -119,6 +122,8 @@ class Watchdog:
             return False
         # Without one: `_watch` gives up on its own when the store is gone, or the rank silent.
         self._ended.wait(3 * INTERVAL)
+        if self._decided.is_set():  # it waits for the others to read it
+            self._ended.wait(4 * INTERVAL)
         return True
 
     def _watch(self) -> None:
@@ -167,6 +172,7 @@ class Watchdog:
         return beats
 
     def _give_up(self, verdict: "Verdict") -> None:
+        self._decided.set()
         text = (
             f"the job is lost: {verdict.text}; start it again with --resume auto"
             if verdict.code == JOB_LOST
