@@ -23,6 +23,7 @@ from hpcm_scale.runs.run_record import RunRecord
 from hpcm_scale.training.build_tools import check_tools
 from hpcm_scale.training.engine import deepspeed_config
 from hpcm_scale.training.prepare import check_crop
+from hpcm_scale.training.trackers import check_trackers
 from hpcm_scale.training.zero_layout import ZeroLayout
 from hpcm_scale.units import gib
 
@@ -147,6 +148,7 @@ def launch_plan(run: RunConfig, world_size: int, resume: bool = False) -> Launch
         raise RunError(f"{run.folder}: already holds a run; choose another `name` or `out`")
     spread = ZeroLayout.read(config)
     check_tools(run.deepspeed, spread)
+    check_trackers(run)
     bf16 = config["bf16"]["enabled"]
     flops = count_flops(model, run.data.crop).train
     parameters = count_parameters(network)

@@ -19,6 +19,7 @@ from hpcm_scale.training.engine import build_engine, deepspeed_config
 from hpcm_scale.training.loop import Trainer
 from hpcm_scale.training.monitor import Monitor
 from hpcm_scale.training.resume import RunLock, resolve_resume, to_universal
+from hpcm_scale.training.trackers import check_trackers
 from hpcm_scale.training.zero_layout import ZeroLayout
 
 log = logging.getLogger(__name__)
@@ -62,6 +63,7 @@ def prepare(
     layout = ZeroLayout.read(deepspeed_config(run, world))
     check_tools(run.deepspeed, layout)
     on_rank_0(rank, lambda: open_validation(run))
+    on_rank_0(rank, lambda: check_trackers(run))
     lock = RunLock(run.folder)
     on_rank_0(rank, lock.acquire)
     start = on_rank_0(rank, lambda: resolve_resume(run, resume, world, layout))
