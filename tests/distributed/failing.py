@@ -34,6 +34,8 @@ from hpcm_scale.training.rendezvous import free_port
 
 FORK = multiprocessing.get_context("fork")
 RANKS = 2
+CAUSE = "made to fail"
+"""What every failure says."""
 PATIENCE = 90.0
 """Seconds after a failure in which both ranks must be gone; the rank that waits would take 600."""
 
@@ -51,15 +53,15 @@ class Stage(NamedTuple):
 
 
 def bug() -> Exception:
-    return ZeroDivisionError("made to fail")
+    return ZeroDivisionError(CAUSE)
 
 
 def data() -> Exception:
-    return DataError("a shard: made to fail")
+    return DataError(f"a shard: {CAUSE}")
 
 
 def full_disk() -> Exception:
-    return OSError(errno.ENOSPC, "made to fail", "some file")
+    return OSError(errno.ENOSPC, CAUSE, "some file")
 
 
 STAGES = {
