@@ -130,7 +130,7 @@ class Watchdog:
         beats = 0
         seen = Heartbeats(self.stall_timeout)
         try:
-            while not self._ended.wait(INTERVAL):
+            while not self._ended.is_set():  # the first sign at once
                 beats += 1
                 # beats tell that the process lives, calls that its main thread gets on
                 calls = collective_calls() + self._moves
@@ -145,6 +145,7 @@ class Watchdog:
                     if verdict.rank != self.rank:  # else the main thread says it
                         self._give_up(verdict)
                 self._answered = time.monotonic()
+                self._ended.wait(INTERVAL)
             self._store.set(f"ended/{self.rank}", "")
         except (DistError, RuntimeError) as error:
             if not self._ended.is_set():
