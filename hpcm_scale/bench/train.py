@@ -3,7 +3,6 @@
 import json
 import multiprocessing
 import os
-import resource
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -25,7 +24,7 @@ from hpcm_scale.models.zoo import build, chosen_model
 from hpcm_scale.planning.memory import rank_memory
 from hpcm_scale.training.rendezvous import free_port
 from hpcm_scale.training.zero_layout import ZeroLayout
-from hpcm_scale.units import GIB, MIB
+from hpcm_scale.units import GIB, MIB, peak_rss
 
 WARM_UP = 2
 """Steps before the measured ones: the second has all optimizer state and DeepSpeed's trace."""
@@ -81,7 +80,7 @@ def _status(field: str) -> int:
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(field):
             return int(line.split()[1]) * 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return peak_rss()
 
 
 def reset_peak() -> None:

@@ -1,4 +1,4 @@
-"""What a host says of itself: `python -m hpcm_scale.cluster.host_report` prints it as JSON."""
+"""What a host says of itself: `hpcm-scale doctor --report` prints it as JSON."""
 
 import hashlib
 import platform
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from importlib.metadata import distributions
 from pathlib import Path
 
-from hpcm_scale.errors import HpcmError
+from hpcm_scale.errors import HpcmError, one_line
 from hpcm_scale.training.build_tools import missing_tools
 
 ROOT = Path(__file__).parents[2]
@@ -52,7 +52,7 @@ def host_report(data: str | None, token: str | None, port: int) -> HostReport:
         try:
             fingerprint = data_fingerprint(data)
         except HpcmError as wrong:
-            error = " ".join(str(wrong).split())
+            error = one_line(wrong)
     return HostReport(
         python=f"{platform.python_version()} {sys.executable}",
         packages={d.metadata["Name"]: d.version for d in distributions()},

@@ -133,7 +133,7 @@ def launch_plan(run: RunConfig, world_size: int, resume: bool = False) -> Launch
 
     Args:
         world_size: ranks of the job.
-        resume: whether it goes on in a folder that holds it.
+        resume: whether it resumes in a folder that holds it.
 
     Raises:
         HpcmError: naming the field and a remedy, if configuration, data, disk or memory do not do.

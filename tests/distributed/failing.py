@@ -36,7 +36,7 @@ FORK = multiprocessing.get_context("fork")
 RANKS = 2
 CAUSE = "made to fail"
 """What every failure says."""
-PATIENCE = 90.0
+LIMIT = 90.0
 """Seconds after a failure in which both ranks must be gone; the rank that waits would take 600."""
 
 
@@ -151,7 +151,7 @@ def try_case(dataset: str, out: Path, case: str) -> dict[str, Any]:
             process.start()
         # From the failure on; before it there is nothing that could hang.
         while any(p.is_alive() for p in ranks):
-            if marker.exists() and time.time() - float(marker.read_text() or "inf") > PATIENCE:
+            if marker.exists() and time.time() - float(marker.read_text() or "inf") > LIMIT:
                 for process in ranks:
                     process.kill()
             time.sleep(0.05)
