@@ -99,7 +99,7 @@ def test_a_host_takes_the_interface_that_leads_to_the_first(job):
     assert store.left == {rendezvous.PEER: address}
 
 
-def test_a_first_host_called_127_0_1_1_asks_where_the_others_are(job, monkeypatch):
+def test_a_first_host_called_127_0_1_1_asks_for_another(job, monkeypatch):
     """Debian gives a host's own name that address, which no other host can reach."""
     address, name = own_address()
     real = address_towards

@@ -128,7 +128,7 @@ def beat(beats: int, calls: int, where: str = "step 1") -> Beat:
     return Beat(beats, calls, "node", where)
 
 
-def test_a_rank_yet_to_start_is_waited_for_as_long_as_one_that_stalls(clock):
+def test_a_rank_yet_to_start_is_waited_for_as_a_stalled_one(clock):
     seen = Heartbeats(stall_timeout=600)
     for clock.now in range(0, 590, 2):
         assert seen.judge({0: beat(clock.now, 0), 1: None}) is None
