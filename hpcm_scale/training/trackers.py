@@ -16,7 +16,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from hpcm_scale.config import RunConfig
-from hpcm_scale.errors import MissingPackage, missing_package
+from hpcm_scale.errors import MissingPackage, RunError, missing_package, one_line
 
 MODULES = {
     "tensorboard": "tensorboard",
@@ -54,14 +54,30 @@ def check_trackers(run: RunConfig) -> None:
 
 
 def open_trackers(run: RunConfig, step: int) -> dict[str, Tracker]:
-    """The run's trackers by name, at the start of a session after `step` steps."""
+    """The run's trackers by name, at the start of a session after `step` steps.
+
+    Raises:
+        RunError: naming the one that cannot be opened, such as a server that does not answer.
+    """
     kinds = {
         "tensorboard": lambda: TensorBoard(run, step),
         "trackio": lambda: Trackio(run),
         "wandb": lambda: WeightsAndBiases(run),
         "mlflow": lambda: MLflow(run),
     }
-    return {name: kinds[name]() for name in dict.fromkeys(run.trackers) if name in kinds}
+    opened: dict[str, Tracker] = {}
+    for name in dict.fromkeys(run.trackers):
+        if name in kinds:
+            try:
+                opened[name] = kinds[name]()
+            except OSError:
+                raise
+            except Exception as error:
+                raise RunError(
+                    f"trackers: {name} cannot be opened ({type(error).__name__}: "
+                    f"{one_line(error)}); put that right or take it out of the run's `trackers`"
+                ) from error
+    return opened
 
 
 def _identity(run: RunConfig) -> str:

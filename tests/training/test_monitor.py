@@ -18,7 +18,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from hpcm_scale.config import RunConfig
-from hpcm_scale.errors import MissingPackage
+from hpcm_scale.errors import MissingPackage, RunError
 from hpcm_scale.runs.metrics_log import MetricsLog
 from hpcm_scale.training import trackers
 from hpcm_scale.training.monitor import Monitor
@@ -120,6 +120,18 @@ def test_a_tracker_that_fails_is_left_out(tmp_path, monkeypatch, caplog):
     logging.getLogger().handlers[:] = root  # the monitor shows warnings itself
     assert broken.calls == 1
     assert len(events(run).Scalars("loss/train")) == 3
+
+
+def test_a_tracker_that_cannot_be_opened_is_named_in_one_line(tmp_path, monkeypatch):
+    def refuse(run: RunConfig) -> None:
+        raise ValueError("no API key\nconfigured")
+
+    monkeypatch.setattr(trackers, "WeightsAndBiases", refuse)
+    with pytest.raises(RunError) as caught:
+        Monitor(config(tmp_path, "wandb"), 9, 0, 0.0)
+    assert str(caught.value).startswith(
+        "trackers: wandb cannot be opened (ValueError: no API key configured)"
+    )
 
 
 def test_a_full_disk_ends_the_run_with_its_own_error(tmp_path, monkeypatch):
