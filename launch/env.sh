@@ -10,18 +10,11 @@ export DS_ACCELERATOR=${DS_ACCELERATOR:-$(python -c 'import torch; print("cuda" 
 # Where the ranks meet.
 export MASTER_ADDR MASTER_PORT=${MASTER_PORT:-29500}
 
-# The network between the hosts. Without its name gloo takes the address of the host's own name, which is often the
-# loopback. Here: the interface that has the first host's address or, on any other host, the one that leads there.
-# Set INTERFACE where the hosts call it otherwise than the machine you launch from does.
-if [ -z "${INTERFACE:-}" ]; then
-    address=$(getent ahostsv4 "$MASTER_ADDR" | awk 'NR == 1 { print $1 }') || {
-        echo "env.sh: no address is known here for the first host, $MASTER_ADDR" >&2
-        exit 1
-    }
-    INTERFACE=$(ip -o -4 address show to "$address" | awk '{ print $2; exit }')
-    INTERFACE=${INTERFACE:-$(ip -o route get "$address" | sed 's/.* dev \([^ ]*\).*/\1/')}
+# The network between the hosts. Each rank finds its own: the interface that leads to the other hosts
+# (hpcm_scale/training/rendezvous.py). INTERFACE names one for all of them instead.
+if [ -n "${INTERFACE:-}" ]; then
+    export GLOO_SOCKET_IFNAME=$INTERFACE NCCL_SOCKET_IFNAME=$INTERFACE
 fi
-export GLOO_SOCKET_IFNAME=$INTERFACE NCCL_SOCKET_IFNAME=$INTERFACE
 
 # What is handed to the ranks where ssh does not carry the environment over. Yours too: add its name.
 PASSED_ON="PATH DS_ACCELERATOR GLOO_SOCKET_IFNAME NCCL_SOCKET_IFNAME NCCL_DEBUG NCCL_IB_HCA OMP_NUM_THREADS"

@@ -11,6 +11,17 @@ first=$(awk '/slots=/ && !/^#/ { print $1; exit }' "$hostfile")
 MASTER_ADDR=${MASTER_ADDR:-$first}
 source launch/env.sh
 
+# A port that another program listens on would keep the other hosts waiting for ranks that cannot meet.
+taken='import socket, sys
+try: socket.create_server(("", int(sys.argv[1]))).close()
+except OSError: sys.exit(3)'
+status=0
+ssh -n $ssh_options "$first" "'$PWD/.venv/bin/python' -c '$taken' $MASTER_PORT" 2> /dev/null || status=$?
+if [ $status = 3 ]; then
+    echo "multinode.sh: MASTER_PORT: $MASTER_PORT is in use on $first; set it to a free port" >&2
+    exit 2
+fi
+
 # The lines of this file become the environment of every rank.
 DS_ENV_FILE=$(mktemp)
 trap 'rm -f "$DS_ENV_FILE"' EXIT

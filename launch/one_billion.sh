@@ -21,17 +21,15 @@ recipe=shards/quickstart.yaml
 picture=${picture:-one_billion/photos/chelsea.png}
 hpcm-scale pack "${photos:-one_billion/photos}" one_billion/shards --recipe "$recipe"
 
-run=(launch/train.py --config configs/runs/one-billion.yaml --set data.train=one_billion/shards --set out=one_billion --set batch="$ranks")
-start=(deepspeed --quiet --num_accelerators "$ranks")
-[ "$ranks" != 1 ] || start=(python)
+train=(hpcm-scale train configs/runs/one-billion.yaml -n "$ranks" --set data.train=one_billion/shards --set out=one_billion --set batch="$ranks")
 took() { python launch/phase.py "$@"; }
 disk() { du -sh one_billion/1b | sed 's/\t.*/ on disk/'; }
 
 # What it needs, worked out beforehand; this ends here if the machine has less.
-WORLD_SIZE=$ranks python "${run[@]}" --dry-run
-took "steps 1 to 6" "${start[@]}" "${run[@]}" --set checkpoint.every=6
+"${train[@]}" --dry-run
+took "steps 1 to 6" "${train[@]}" --set checkpoint.every=6
 disk
-took "steps 7 and 8, resumed" "${start[@]}" "${run[@]}" --resume auto --set steps=8 --set checkpoint.every=8
+took "steps 7 and 8, resumed" "${train[@]}" --resume auto --set steps=8 --set checkpoint.every=8
 disk
 took "export" hpcm-scale export one_billion/1b one_billion/model.safetensors --shard-size 1GB --no-check
 ls -lh one_billion/model* | awk '{print $5, $9}'

@@ -25,6 +25,6 @@ $pip install -c launch/constraints.txt setuptools wheel
 $pip install -c launch/constraints.txt hatchling editables ninja packaging
 $pip install -c launch/constraints.txt --no-build-isolation -e '.[train,eval,demo,test]'
 echo "$want" > "$stamp"
-command -v c++ > /dev/null || echo "note: there is no C++ compiler; ranks on CPUs then add up over gloo alone, which is slower, and" \
-    "optimizer state cannot be offloaded (Debian: apt-get install g++)"
+.venv/bin/python -c 'from hpcm_scale.training.build_tools import PACKAGES, missing_tools
+if lacking := missing_tools(): print(f"note: no {chr(44).join(lacking)} here: all works but offloading optimizer state to the host or its disks ({PACKAGES})")'
 echo "done: source .venv/bin/activate"

@@ -45,5 +45,6 @@ for attempt in $(seq 0 "${RESTARTS:-20}"); do
     case $code in 0 | 2 | 75) exit $code ;; esac
     [ -z "$stopped" ] || exit $code
 done
-echo "supervise: given up after ${RESTARTS:-20} restarts" >&2
+echo "supervise: exit code $code; given up after RESTARTS=${RESTARTS:-20} new starts, of jobs that failed and of times when" \
+    "no host answered; the same line goes on from the newest good checkpoint" >&2
 exit $code

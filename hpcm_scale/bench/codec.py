@@ -1,6 +1,5 @@
 """Coding times on this machine, and their share of its arithmetic peak."""
 
-import resource
 from collections.abc import Mapping, Sequence
 from statistics import median
 
@@ -14,6 +13,7 @@ from hpcm_scale.codec.coding_result import Timing
 from hpcm_scale.codec.commands import find_model
 from hpcm_scale.codec.images import Picture, read_picture
 from hpcm_scale.errors import DataError
+from hpcm_scale.units import GIB, peak_rss
 from hpcm_scale.weights.model_file import load_model
 
 _PARTS = ("network", "entropy")
@@ -109,7 +109,7 @@ def bench_codec(codecs: Mapping[str, Codec], pictures: list[Picture], repeats: i
             f"{share:.0%}",
             f"{ratio:.2f}" if name != first else "",
         )
-    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    resident = peak_rss() / GIB
     pixels = sum(picture.width * picture.height for picture in pictures)
     rates = ", ".join(
         f"{8 * sum(len(e.data) for e in results) / pixels:.4f} bpp {name}"

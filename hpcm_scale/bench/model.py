@@ -1,6 +1,5 @@
 """Speed of a network on this machine, part by part, and its share of the peak."""
 
-import resource
 from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import median
@@ -15,6 +14,7 @@ from hpcm_scale.config import ModelConfig
 from hpcm_scale.models.codec_network import CodecNetwork, noise_shapes
 from hpcm_scale.models.peak import peak_rate, sgemm_rate
 from hpcm_scale.models.zoo import build
+from hpcm_scale.units import GIB, peak_rss
 
 CROPS, CROP = 4, 256
 """The training step that is measured: crops and their side."""
@@ -86,7 +86,7 @@ def bench_model(
             f"{part.flops / seconds / 1e9:.0f}",
             f"{median(shares[part.name]):.0%}",
         )
-    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    resident = peak_rss() / GIB
     table.caption = (
         f"{torch.get_num_threads()} threads, sgemm {median(peaks) / 1e9:.0f} GFLOP/s by torch.mm, "
         f"{median(fastest) / 1e9:.0f} by oneDNN, peak memory {resident:.2f} GiB"

@@ -3,8 +3,6 @@
 import json
 import multiprocessing
 import os
-import resource
-import socket
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -20,11 +18,13 @@ from rich.table import Table
 from hpcm_scale.bench.model import sgemm_rate
 from hpcm_scale.config import DataConfig, ModelChoice, RunConfig, configs_folder
 from hpcm_scale.errors import RunError
+from hpcm_scale.models.codec_network import noise_shapes
 from hpcm_scale.models.complexity import count_flops
-from hpcm_scale.models.zoo import build, chosen_model, model_config
+from hpcm_scale.models.zoo import build, chosen_model
 from hpcm_scale.planning.memory import rank_memory
+from hpcm_scale.training.rendezvous import free_port
 from hpcm_scale.training.zero_layout import ZeroLayout
-from hpcm_scale.units import GIB, MIB
+from hpcm_scale.units import GIB, MIB, peak_rss
 
 WARM_UP = 2
 """Steps before the measured ones: the second has all optimizer state and DeepSpeed's trace."""
@@ -80,7 +80,7 @@ def _status(field: str) -> int:
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(field):
             return int(line.split()[1]) * 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return peak_rss()
 
 
 def reset_peak() -> None:
@@ -127,21 +127,18 @@ def _prepare(case: Case, threads: int) -> tuple[Callable[[], None], int]:
     base = resident()
     reset_peak()
     run = case.run
-    model = model_config(run.model.variant, run.model.width, run.model.depth, run.model.overrides)
+    model = chosen_model(run.model)
     objective = RateDistortion(run.loss)
     rows, crop = run.batch // world, run.data.crop
     x = torch.rand(rows, 3, crop, crop).contiguous(memory_format=torch.channels_last)
-    noise = (
-        torch.rand(rows, model.latent_channels, crop // 16, crop // 16) - 0.5,
-        torch.rand(rows, model.hyper_channels, crop // 64, crop // 64) - 0.5,
-    )
+    y, z = (torch.rand(shape) - 0.5 for shape in noise_shapes(model, rows, crop, crop))
     if case.bare:
         torch.manual_seed(run.seed)
         network = build(model)
         optimizer = torch.optim.Adam(network.parameters(), run.optimizer.lr)
 
         def step() -> None:
-            objective.per_image(network(x, noise), x)[:, 0].mean().backward()
+            objective.per_image(network(x, (y, z)), x)[:, 0].mean().backward()
             torch.nn.utils.clip_grad_norm_(network.parameters(), run.optimizer.grad_clip_norm)
             optimizer.step()
             optimizer.zero_grad()
@@ -150,7 +147,7 @@ def _prepare(case: Case, threads: int) -> tuple[Callable[[], None], int]:
         engine = build_engine(run, model, world)
 
         def step() -> None:
-            loss = objective.per_image(engine(x, noise), x)[:, 0].mean()
+            loss = objective.per_image(engine(x, (y, z)), x)[:, 0].mean()
             engine.backward(loss)
             engine.step()
 
@@ -162,8 +159,7 @@ class Workers:
 
     def __init__(self, case: Case, threads: int) -> None:
         self.case = case
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            port = free.getsockname()[1]
+        port = free_port()
         context = multiprocessing.get_context("spawn")
         self.pipes, self.processes = [], []
         for rank in range(case.ranks):
@@ -284,7 +280,7 @@ MEASURED = tuple(
 def predicted(case: Case) -> float:
     """Bytes at most in one process of a case on a CPU."""
     run = case.run
-    model = model_config(run.model.variant, run.model.width, run.model.depth, run.model.overrides)
+    model = chosen_model(run.model)
     path = configs_folder("deepspeed") / f"{run.deepspeed}.json"
     memory = rank_memory(
         model,

@@ -11,6 +11,8 @@ from typing import NoReturn
 # Before torch is loaded: threads that wait for each other sleep. Spinning, two threads on cores
 # that others use take ten times as long.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# A rank whose connections break says why in a line; torch would add a page of C++ frames.
+os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 
 import typer
 from rich.console import Console

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from hpcm_scale.config import RunConfig, load_run
 from hpcm_scale.errors import HpcmError, missing_package, one_line
-from hpcm_scale.training.job import leave, run_here, this_rank
+from hpcm_scale.training.job import leave, run_here, speaks_for_host, this_rank
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -38,7 +38,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 dry_run(run, given.resume, int(os.environ.get("WORLD_SIZE", "1")))
             return
     except HpcmError as error:
-        leave(2, one_line(error) if this_rank() == 0 else "")
+        where = f"rank {this_rank()}: " if this_rank() else ""
+        leave(2, f"{where}{one_line(error)}" if speaks_for_host() else "")
     try:
         code, text = run_here(run, given.resume)
     except ModuleNotFoundError as error:

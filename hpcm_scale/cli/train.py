@@ -50,16 +50,16 @@ def train(
     """
     from hpcm_scale.cli import rank
     from hpcm_scale.config import load_run
-    from hpcm_scale.training import job
+    from hpcm_scale.training import launcher
 
     run = load_run(config, changes)  # what is wrong with it is said before any rank starts
     if dry_run:
         rank.dry_run(run, resume, accelerators)
         return
-    job.check_accelerators(accelerators)
+    launcher.check_accelerators(accelerators)
     arguments = ["--config", str(config), "--resume", resume]
     arguments += [part for change in changes for part in ("--set", change)]
     if accelerators == 1:
         rank.main(arguments)
     else:
-        sys.exit(job.launch(accelerators, arguments))
+        sys.exit(launcher.launch(accelerators, arguments))

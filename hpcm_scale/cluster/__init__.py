@@ -1,1 +1,1 @@
-"""Many hosts: which are there, whether they suit each other, and which can go on together."""
+"""Many hosts: which are there, whether they suit each other, and which can continue together."""

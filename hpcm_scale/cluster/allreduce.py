@@ -11,7 +11,8 @@ import time
 
 import torch
 
-from hpcm_scale.training.engine import accelerator, init_distributed
+from hpcm_scale.training.engine import accelerator, init_distributed, leave_job
+from hpcm_scale.training.job import leave
 
 BYTES = 32 * 2**20
 REPEATS = 5
@@ -40,7 +41,8 @@ def main() -> None:
         rate = share * BYTES / statistics.median(seconds[1:])  # the first one connects the ranks
         figures = {"ranks": world, "wrong": int(wrong.item()), "bytes_per_second": rate}
         sys.stdout.write(f"all-reduce: {json.dumps(figures)}\n")
-    torch.distributed.destroy_process_group()
+    leave_job()
+    leave(0, "")
 
 
 if __name__ == "__main__":

@@ -23,9 +23,9 @@ from hpcm_scale.cluster.hosts import Host, ssh
 
 CLOCKS = 2.0
 """Seconds that two clocks may differ."""
-PATIENCE = 120.0
+REPORT_TIMEOUT = 120.0
 """Seconds in which a host tells its facts, a cold file system included."""
-JOB_PATIENCE = 600.0
+ALL_REDUCE_TIMEOUT = 600.0
 """Seconds for an all-reduce, which may have to compile DeepSpeed's collectives first."""
 
 
@@ -124,7 +124,9 @@ def ask(host: Host, data: str | None, token: Path | None, port: int) -> HostRepo
     words += ["--token", str(token)] if token else []
     # From where the job will start: the data's path may be relative.
     path = f"export PATH={shlex.quote(os.environ['PATH'])}"
-    done = ssh(host.name, f"cd {shlex.quote(str(ROOT))} && {path} && {shlex.join(words)}", PATIENCE)
+    done = ssh(
+        host.name, f"cd {shlex.quote(str(ROOT))} && {path} && {shlex.join(words)}", REPORT_TIMEOUT
+    )
     try:
         return HostReport(**json.loads(done.stdout.strip().splitlines()[-1]))
     except (IndexError, ValueError, TypeError):
@@ -206,7 +208,7 @@ def compare(
         add(
             "compilers",
             not its.lacks,
-            f"no {', '.join(its.lacks)}" if its.lacks else "ninja, g++, libaio",
+            f"no {', '.join(its.lacks)}" if its.lacks else "ninja, C++, libaio",
             "apt-get install g++ ninja-build libaio-dev, or what your system calls them",
         )
     return rows
@@ -242,7 +244,7 @@ def all_reduce(hosts: Sequence[Host], port: int, ranks: int = 0) -> CheckResult:
             text=True,
         )
         try:
-            output, _ = job.communicate(timeout=JOB_PATIENCE)
+            output, _ = job.communicate(timeout=ALL_REDUCE_TIMEOUT)
         except subprocess.TimeoutExpired:
             job.terminate()  # which ends the ranks too
             output, _ = job.communicate()

@@ -1,17 +1,15 @@
 """Facts about one host, which `hpcm-scale doctor --report` prints as JSON."""
 
 import hashlib
-import os
 import platform
-import shutil
 import socket
-import subprocess
 import sys
 from dataclasses import dataclass
 from importlib.metadata import distributions
 from pathlib import Path
 
-from hpcm_scale.errors import HpcmError
+from hpcm_scale.errors import HpcmError, one_line
+from hpcm_scale.training.build_tools import missing_tools
 
 ROOT = Path(__file__).parents[2]
 """The top folder of this project."""
@@ -54,7 +52,7 @@ def host_report(data: str | None, token: str | None, port: int) -> HostReport:
         try:
             fingerprint = data_fingerprint(data)
         except HpcmError as wrong:
-            error = " ".join(str(wrong).split())
+            error = one_line(wrong)
     return HostReport(
         python=f"{platform.python_version()} {sys.executable}",
         packages={d.metadata["Name"]: d.version for d in distributions()},
@@ -107,13 +105,3 @@ def is_free(port: int) -> bool:
             return True
     except OSError:
         return False
-
-
-def missing_tools() -> list[str]:
-    """Which of ninja, g++ and libaio's headers are not there."""
-    missing = [name for name in ("ninja", "g++") if shutil.which(name) is None]
-    if "g++" not in missing:
-        include = ["g++", "-E", "-x", "c++", "-include", "libaio.h", os.devnull]
-        if subprocess.run(include, capture_output=True).returncode:
-            missing.append("libaio")
-    return missing

@@ -159,6 +159,11 @@ class RunConfig(StrictModel):
     """Checkpoints."""
     guard: GuardConfig = GuardConfig()
     """Tolerated faults."""
+    trackers: tuple[Literal["tensorboard", "trackio", "wandb", "mlflow", "jsonl"], ...] = (
+        "tensorboard",
+    )
+    """Where rows of metrics go beside metrics.jsonl, which is always written and which `jsonl`
+    names alone. trackio, wandb and mlflow stay offline unless their own variables say otherwise."""
     profile: tuple[Count, Positive] | None = None
     """First step and number of steps of a torch profiler trace, kept in the run's `profile/`."""
 

@@ -24,6 +24,10 @@ log = logging.getLogger(__name__)
 
 # Samples the rate of bad ones is taken over at least, so that one early bad sample ends no run.
 RATE_WINDOW = 1000
+NO_SHARED_MEMORY = (
+    "/dev/shm: has no room for the crops that data.workers hand over ({}); free or enlarge it "
+    "(mount -o remount,size=4G /dev/shm; docker run --shm-size=4g), or set data.workers: 0"
+)
 # Open shards of a reader at most: the usual limit of a process is 1024 files.
 OPEN_LIMIT = 512
 
@@ -222,6 +226,15 @@ class _ReaderBatches(IterableDataset):
         crops = torch.empty((len(positions), 3, side, side), dtype=torch.uint8)
         epochs, samples = self.order.at(positions)
         part = ReaderBatch(positions, samples, crops, bad=[])
+        if get_worker_info():
+            try:
+                # Left to the queue that hands it over, a failure would only be printed, and the
+                # trainer would wait for the batch for ever.
+                crops.share_memory_()
+            except RuntimeError as error:
+                part.error = NO_SHARED_MEMORY.format(str(error).rpartition(": ")[2])
+                part.crops = torch.empty(0)
+                return part
         try:
             for row, epoch in enumerate(epochs):
                 crop, decoded = self._decode(reader, int(epoch), int(samples[row]), part.bad)

@@ -1,7 +1,5 @@
 """Parameters and arithmetic of a network by part, counted from the built model."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -55,7 +53,8 @@ def count_flops(config: ModelConfig, side: int = 256) -> Flops:
 
     Bias additions, activations, resampling of grids and the density are not counted, as is usual.
     """
-    with torch.device("meta"), _unbiased():
+    # Building a network draws from torch's generator, which the caller keeps as it was.
+    with torch.device("meta"), torch.random.fork_rng([]):
         network = build(config)
         x = torch.empty(1, 3, side, side).contiguous(memory_format=torch.channels_last)
         y, z = noise_shapes(config, 1, side, side)
@@ -70,16 +69,6 @@ def count_flops(config: ModelConfig, side: int = 256) -> Flops:
         if name.startswith(f"{root}.")
     }
     return Flops(total, 3 * total, modules)
-
-
-@contextmanager
-def _unbiased() -> Iterator[None]:
-    """Leave the caller's random state as it was: building a network draws from it."""
-    state = torch.get_rng_state()
-    try:
-        yield
-    finally:
-        torch.set_rng_state(state)
 
 
 def _context_rows(network: CodecNetwork) -> dict[str, str]:
@@ -118,7 +107,8 @@ def complexity_table(config: ModelConfig, side: int = 256) -> list[Share]:
     call it. The fusion after the last step, which the published program computes although
     nothing reads it, has a row too: with it the sum is what the papers count.
     """
-    with torch.device("meta"), _unbiased():
+    # Building a network draws from torch's generator, which the caller keeps as it was.
+    with torch.device("meta"), torch.random.fork_rng([]):
         network = build(config)
     flops = count_flops(config, side)
     rows = {"g_a": "g_a", "g_s": "g_s", "h_a": "h_a", "h_s": "h_s", "z_prior": "z prior"}

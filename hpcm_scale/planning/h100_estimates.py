@@ -17,6 +17,9 @@ STORAGE = 2e9
 IMAGE_BYTES = 1.0e6
 """Of a stored photo, about 2000×1500 as JPEG: an assumption."""
 SHARD_BYTES = 1e9
+HOSTS = (1, 8, 64)
+CROPS_EACH = 8
+"""Crops of a step on one accelerator, in the larger of two batches."""
 WORKERS = 8
 """Decoding processes of a rank."""
 
@@ -41,18 +44,18 @@ DATASETS = (
 )
 
 
-def page(model: ModelConfig, hosts: tuple[int, ...] = (1, 8, 64), each: int = 8) -> str:
-    """Markdown of a model on so many hosts of H100s: time, data and checkpoints.
+def page(model: ModelConfig) -> str:
+    """Markdown of a model on `HOSTS` of eight H100s: time, data and checkpoints.
 
-    Two batches: a crop on each accelerator (32 at least, as published), and `each`.
+    Two batches: a crop on each accelerator (32 at least, as published), and `CROPS_EACH`.
     """
-    plans = [
-        plan_cluster(model, Cluster(hosts=h), batch=max(32, h * 8) if not more else h * 8 * each)
-        for h in hosts
-        for more in (False, True)
-    ]
+    plans = []
+    for hosts in HOSTS:
+        cluster = Cluster(hosts=hosts)
+        for batch in (max(32, cluster.ranks), CROPS_EACH * cluster.ranks):
+            plans.append(plan_cluster(model, cluster, batch=batch))
     usual, data = Cluster(), DATASETS[0]
-    return f"""# {model.name} on {", ".join(str(h * 8) for h in hosts)} H100s, on paper
+    return f"""# {model.name} on {", ".join(str(8 * h) for h in HOSTS)} H100s, on paper
 
 Computed by `hpcm-scale plan --model {model.name} --h100-report`, none of it
 measured on such hardware.
@@ -64,7 +67,7 @@ Assumed: an H100 does {usual.efficiency:.0%} of its {usual.peak / 1e12:.0f} TFLO
 
 The time of a step is the longest of arithmetic, launches and communication, where each hides the
 others: a lower bound. One crop an accelerator (32 at least) is bound by launches or the network;
-{each} are less so, at a batch that needs a learning rate of its own.
+{CROPS_EACH} are less so, at a batch that needs a learning rate of its own.
 
 {_steps(plans)}
 
@@ -84,7 +87,7 @@ accelerator-days (419 in 54 days of 16 384 H100s: arXiv 2407.21783). The interva
 is √(2 × write time × time between failures) (Young 1974); what is lost is writing and half an
 interval at each failure, restarting not counted. `checkpoint.background` hides the writing as well.
 
-{_checkpoints(plans[1::2], each)}"""
+{_checkpoints(plans[1::2])}"""
 
 
 def _row(*cells: object) -> str:
@@ -165,7 +168,7 @@ def _data(plans: list[ClusterPlan]) -> str:
     return _table(head, rows)
 
 
-def _checkpoints(plans: list[ClusterPlan], each: int) -> str:
+def _checkpoints(plans: list[ClusterPlan]) -> str:
     rows = []
     for plan in plans:
         spread = deepspeed_files()[plan.best.deepspeed]
@@ -193,7 +196,7 @@ def _checkpoints(plans: list[ClusterPlan], each: int) -> str:
         f"written in s ({STORAGE / 1e9:g} GB/s a host)",
         "days between failures",
         "minutes between checkpoints",
-        f"steps (batch of {each} a rank)",
+        f"steps (batch of {CROPS_EACH} a rank)",
         "time lost",
     )
     return _table(head, rows)

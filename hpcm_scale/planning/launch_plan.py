@@ -20,8 +20,10 @@ from hpcm_scale.models.complexity import count_flops, count_parameters
 from hpcm_scale.models.zoo import build, chosen_model
 from hpcm_scale.planning.memory import FP32, Memory, rank_memory
 from hpcm_scale.runs.run_record import RunRecord
+from hpcm_scale.training.build_tools import check_tools
 from hpcm_scale.training.engine import deepspeed_config
 from hpcm_scale.training.prepare import check_crop
+from hpcm_scale.training.trackers import check_trackers
 from hpcm_scale.training.zero_layout import ZeroLayout
 from hpcm_scale.units import gib
 
@@ -131,7 +133,7 @@ def launch_plan(run: RunConfig, world_size: int, resume: bool = False) -> Launch
 
     Args:
         world_size: ranks of the job.
-        resume: whether it goes on in a folder that holds it.
+        resume: whether it resumes in a folder that holds it.
 
     Raises:
         HpcmError: naming the field and a remedy, if configuration, data, disk or memory do not do.
@@ -145,6 +147,8 @@ def launch_plan(run: RunConfig, world_size: int, resume: bool = False) -> Launch
     if not resume and RunRecord.exists(run.folder):
         raise RunError(f"{run.folder}: already holds a run; choose another `name` or `out`")
     spread = ZeroLayout.read(config)
+    check_tools(run.deepspeed, spread)
+    check_trackers(run)
     bf16 = config["bf16"]["enabled"]
     flops = count_flops(model, run.data.crop).train
     parameters = count_parameters(network)

@@ -42,8 +42,7 @@ def count_launches(model: ModelConfig, crop: int, checkpointing: bool | int) -> 
 
     The optimizer's update and what DeepSpeed adds are not counted.
     """
-    random = torch.get_rng_state()  # building a network draws from it
-    with torch.device("meta"), kernels_of("accelerator"):
+    with torch.random.fork_rng([]), torch.device("meta"), kernels_of("accelerator"):
         network = build(model)
         network.checkpoint_activations(checkpointing)
         x = torch.empty(1, 3, crop, crop).contiguous(memory_format=torch.channels_last)
@@ -52,5 +51,4 @@ def count_launches(model: ModelConfig, crop: int, checkpointing: bool | int) -> 
             output = network(x, (torch.empty(y), torch.empty(z)))
             loss = output.bits.sum() + (output.x_hat - x).square().mean()
             loss.backward()
-    torch.set_rng_state(random)
     return counter.launches

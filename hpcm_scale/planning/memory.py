@@ -9,7 +9,7 @@ import re
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -149,8 +149,8 @@ def count_activations(
             )
         )
     dtype = torch.bfloat16 if bf16 else torch.float32
-    random = torch.get_rng_state()  # building a network draws from it
-    with torch.device("meta"), kernels_of(device):
+    # Building a network draws from torch's generator, which the caller keeps as it was.
+    with torch.random.fork_rng([]), torch.device("meta"), kernels_of(device):
         network = build(model).to(dtype)
         network.checkpoint_activations(checkpointing)
         x = torch.empty(micro_batch, 3, crop, crop)
@@ -166,7 +166,6 @@ def count_activations(
             loss = output.bits.sum() + (output.x_hat.float() - x).square().mean()
             kept = sum(account.live)
             loss.backward()
-    torch.set_rng_state(random)
     heap, mapped = account.peak
     waste = retained = 0
     if device == "cpu":
@@ -177,10 +176,8 @@ def count_activations(
 
 def parameter_sizes(model: ModelConfig) -> tuple[int, int]:
     """Parameters of a network, and of its largest tensor."""
-    random = torch.get_rng_state()
-    with torch.device("meta"):
+    with torch.random.fork_rng([]), torch.device("meta"):
         sizes = [parameter.numel() for parameter in build(model).parameters()]
-    torch.set_rng_state(random)
     return sum(sizes), max(sizes)
 
 
@@ -190,10 +187,8 @@ def recomputed_parameters(model: ModelConfig) -> int:
     A coding step and the shared net that runs in it. torch's checkpoint keeps what the recomputed
     part saves for its backward pass, gathered weights among them, until that is over.
     """
-    random = torch.get_rng_state()
-    with torch.device("meta"):
+    with torch.random.fork_rng([]), torch.device("meta"):
         network = build(model)
-    torch.set_rng_state(random)
     sizes = {name: sum(p.numel() for p in m.parameters()) for name, m in network.named_modules()}
     step = max((n for name, n in sizes.items() if re.fullmatch(r"steps\.\d+", name)), default=0)
     shared = max((n for name, n in sizes.items() if re.fullmatch(r"shared_\w+", name)), default=0)
@@ -262,57 +257,72 @@ def rank_memory(
     work = count_activations(model, crop, micro_batch, checkpointing, bf16, device, boundary)
 
     gradients = each * (count if stage < 2 else share)
+    parameters = each * (share if stage == 3 else count)
     # Stages 0 (fp32) and 3 (fp32, nothing offloaded) update the parameters themselves.
     own_master = bf16 or stage in (1, 2) or offloaded
     states = (ADAM + (FP32 if own_master else 0)) * (share if stage else count)
     ema_bytes = FP32 * (share if stage else count) if ema else 0.0
-    parameters = each * (share if stage == 3 else count)
     saved = each * (share if stage == 3 else count / ranks) + states + ema_bytes
-    if stage < 2:
-        activations: float = work.peak_with_gradients - gradients
-    else:
-        activations = work.peak
-    host = disk = 0.0
-    copy = saved if background_copy and not offloaded else 0.0
-    if offloaded:
-        # Gradients of all that is offloaded stay on the host, once as they arrive and, unless on
-        # disk, once as the optimizer reads them.
-        host += gradients if stage > 1 else 0.0
-        gradients = 0.0 if stage > 1 else gradients
-        if spread.optimizer_on == "cpu":
-            host += states + FP32 * share
-        else:
-            disk += states + FP32 * share
-            # A sub-group's masters and averages at a time: the file's bytes, and its parts.
-            copy = 2 * 3 * FP32 * min(spread.sub_group + largest, share)
-            host += spread.optimizer_buffers * FP32 * min(spread.sub_group + largest, share)
-        host += ema_bytes
-        states = ema_bytes = 0.0
-    if spread.parameters_on != "none":
-        if spread.parameters_on == "cpu":
-            host += parameters
-        else:
-            disk += parameters
-            host += each * (
-                spread.parameter_buffers * spread.parameter_buffer
-                + min(spread.parameters_in_cpu, share)
-                + min(spread.sub_group + largest, share)  # on the way back to the disk
-            )
-        parameters = 0.0
-    return Memory(
+    memory = Memory(
         parameters=parameters,
         gradients=gradients,
         optimizer=states,
         ema=ema_bytes,
-        activations=activations,
+        activations=work.peak_with_gradients - gradients if stage < 2 else work.peak,
         buffers=_buffers(spread, count, largest, ranks, each, cpu)
         + (_held(model, spread, count, largest, ranks, each) if checkpointing else 0.0),
         retained=work.retained,
         update=_update(spread, count, largest, ranks, cpu),
-        copy=copy,
+        copy=saved if background_copy and not offloaded else 0.0,
         framework=FRAMEWORK_CPU[stage] if cpu else FRAMEWORK_ACCELERATOR,
-        host=host,
-        disk=disk,
+        host=0.0,
+        disk=0.0,
+    )
+    if offloaded:
+        memory = _offload_optimizer(memory, spread, share, largest)
+    if spread.parameters_on != "none":
+        memory = _offload_parameters(memory, spread, share, largest, each)
+    return memory
+
+
+def _offload_optimizer(memory: Memory, spread: ZeroLayout, share: float, largest: int) -> Memory:
+    """`memory` with optimizer state and average in the host's memory, or the state on disk."""
+    host, disk, copy = memory.host + memory.ema, memory.disk, memory.copy
+    gradients = memory.gradients
+    if spread.stage > 1:
+        # They stay on the host, once as they arrive and, unless on disk, once as the optimizer
+        # reads them.
+        host, gradients = host + gradients, 0.0
+    state = memory.optimizer + FP32 * share
+    if spread.optimizer_on == "cpu":
+        host += state
+    else:
+        disk += state
+        # A sub-group's masters and averages at a time: the file's bytes, and its parts.
+        sub_group = FP32 * min(spread.sub_group + largest, share)
+        copy = 2 * 3 * sub_group
+        host += spread.optimizer_buffers * sub_group
+    return replace(
+        memory, gradients=gradients, optimizer=0.0, ema=0.0, host=host, disk=disk, copy=copy
+    )
+
+
+def _offload_parameters(
+    memory: Memory, spread: ZeroLayout, share: float, largest: int, each: int
+) -> Memory:
+    """`memory` with parameters of `each` bytes in the host's memory, or on disk behind buffers."""
+    if spread.parameters_on == "cpu":
+        return replace(memory, parameters=0.0, host=memory.host + memory.parameters)
+    buffers = each * (
+        spread.parameter_buffers * spread.parameter_buffer
+        + min(spread.parameters_in_cpu, share)
+        + min(spread.sub_group + largest, share)  # on the way back to the disk
+    )
+    return replace(
+        memory,
+        parameters=0.0,
+        host=memory.host + buffers,
+        disk=memory.disk + memory.parameters,
     )
 
 

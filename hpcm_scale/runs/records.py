@@ -113,7 +113,7 @@ def read_run(folder: Path | str) -> Run:
     record = RunRecord.read(folder)
     parameters = {part: int(record.field(f"parameters.{part}", int)) for part in SIZE_PARTS}
     record.positive("parameters.total")
-    # The network as built; config.model has the dials and overrides that led to it.
+    # The network as built; config.model has the multipliers and overrides that led to it.
     model = record.field("model" if "model" in record.values else "config.model", dict)
     metrics = folder / METRICS
     rows, notes = _validation_rows(folder)

@@ -5,9 +5,13 @@ from typing import Any, TypeVar
 
 import torch
 
-from hpcm_scale.errors import HpcmError, RunError
+from hpcm_scale.errors import HpcmError, RunError, one_line
 
 T = TypeVar("T")
+
+
+class PeerFailed(RuntimeError):
+    """Another rank failed at what this one waits for; that rank says why."""
 
 
 def agreed(error: HpcmError) -> HpcmError:
@@ -21,7 +25,7 @@ def on_rank_0(rank: int, work: Callable[[], T]) -> T:
 
     Raises:
         HpcmError: the one that `work` raised on rank 0; a RunError for an OSError.
-        RuntimeError: on the other ranks, if `work` raised anything else.
+        PeerFailed: on the other ranks, if `work` raised anything else.
     """
     outcome: list[Any] = [None, None]
     raised: Exception | None = None
@@ -31,10 +35,10 @@ def on_rank_0(rank: int, work: Callable[[], T]) -> T:
         except HpcmError as error:
             outcome[1] = error
         except OSError as error:  # a full disk, a folder that cannot be written
-            outcome[1] = RunError(f"{error.filename or 'a file'}: {error.strerror or error}")
+            outcome[1] = RunError(one_line(error))
         except Exception as error:  # noqa: BLE001 - raised below, once the others know
             raised = error
-            outcome[1] = RuntimeError(f"rank 0 failed: {type(error).__name__}: {error}")
+            outcome[1] = PeerFailed(f"rank 0 failed: {one_line(error)}")
     torch.distributed.broadcast_object_list(outcome)
     if raised is not None:
         raise raised

@@ -6,7 +6,6 @@ unions whose members have what is used here only in some stages.
 """
 
 import os
-import shutil
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
@@ -57,30 +56,22 @@ def extensions_folder() -> Path:
     return Path(os.environ.get("TORCH_EXTENSIONS_DIR") or user_cache_dir("torch_extensions"))
 
 
-def has_compiler() -> bool:
-    """Whether there is a C++ compiler for DeepSpeed's operators."""
-    return shutil.which(os.environ.get("CXX", "c++")) is not None
+def skip_shared_memory_operator() -> None:
+    """Keep DeepSpeed from compiling its reductions in shared memory when a job on CPUs starts.
 
-
-def do_without_shared_memory_reductions() -> None:
-    """Let gloo do all reductions: DeepSpeed would compile an operator for those inside a host."""
-    # Not `import deepspeed.comm.torch`: that package also has an attribute of that name, torch.
+    Only tensor parallelism at inference calls them (`inference_all_reduce`); training adds up over
+    gloo with them or without. They would need a compiler, minutes at first use, and 66 MB of
+    /dev/shm a rank that no process gives back.
+    """
+    # Not by an import statement: the attribute `torch` of deepspeed.comm is torch itself.
     backend: Any = import_module("deepspeed.comm.torch")
     backend.build_shm_op = lambda: None
 
 
-def forget_shared_memory(rank: int) -> None:
-    """Remove the name of this rank's buffer for reductions inside a host, once all have opened it.
-
-    DeepSpeed never does: every job would leave 66 MB of memory taken on each rank's host.
-    """
-    address, port = os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]
-    name = f"deepspeed_allreduce_buffer_{os.getuid()}_{address}_{port}_{rank}"
-    Path("/dev/shm", name).unlink(missing_ok=True)
-
-
 def collective_calls() -> int:
-    """Collective operations this rank has called so far."""
+    """Collective operations this rank has called so far; 0 before it has joined the others."""
+    if not torch.distributed.is_initialized():
+        return 0
     group: Any = torch.distributed.distributed_c10d._get_default_group()
     return group._get_sequence_number_for_group()
 

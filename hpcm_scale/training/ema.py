@@ -42,15 +42,17 @@ class ShardedEMA:
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """The network computes with the average inside this block; every rank must enter it."""
+        """The network computes with the average inside this block; every rank must enter it.
+
+        An exception leaves the average in place: giving the weights back is a collective, for
+        which the rank that raised it would wait in vain, and the job is over.
+        """
         weights = master_shards(self.engine)
         if not self.engine.bfloat16_enabled():  # they may be the network's own
             weights = {name: ParamShard(start, w.clone()) for name, (start, w) in weights.items()}
         put_shards(self.engine, self.shards)
-        try:
-            yield
-        finally:
-            put_shards(self.engine, weights)
+        yield
+        put_shards(self.engine, weights)
 
     def tensors(self) -> tuple[dict[str, Tensor], dict[str, str]]:
         """Tensors and metadata of the file a checkpoint keeps for this rank."""

@@ -2,7 +2,6 @@
 
 import ctypes
 import json
-import logging
 import os
 import sys
 import warnings
@@ -19,18 +18,15 @@ from hpcm_scale.errors import ConfigError
 from hpcm_scale.models.blocks.residual import PConvRB
 from hpcm_scale.models.zoo import build
 from hpcm_scale.training.deepspeed_internals import (
-    do_without_shared_memory_reductions,
-    forget_shared_memory,
-    has_compiler,
     skip_recovery_script,
+    skip_shared_memory_operator,
 )
 from hpcm_scale.training.ema import load_weights
 from hpcm_scale.training.extension_locks import drop_stale_locks
+from hpcm_scale.training.rendezvous import choose_interface, describe_job, local_size, open_store
 from hpcm_scale.training.zero_layout import TIGHT_HEAP_BOUNDARY
 from hpcm_scale.units import peak_rss
 from hpcm_scale.weights.model_file import load_model
-
-log = logging.getLogger(__name__)
 
 M_MMAP_THRESHOLD = -3
 """glibc's number of that parameter of mallopt."""
@@ -55,21 +51,14 @@ def init_distributed(timeout: float) -> tuple[int, int]:
 
     Returns:
         rank and world size.
+
+    Raises:
+        ConfigError: if the ranks cannot meet at MASTER_ADDR and MASTER_PORT.
     """
-    for name, value in (
-        ("RANK", "0"),
-        ("LOCAL_RANK", "0"),
-        ("WORLD_SIZE", "1"),
-        ("MASTER_ADDR", "127.0.0.1"),
-        ("MASTER_PORT", "0"),  # any free one: only this process looks for it
-    ):
-        os.environ.setdefault(name, value)
+    rank, world = describe_job()
     if accelerator().device_name() == "cpu" and "OMP_NUM_THREADS" not in os.environ:
         # Each rank takes its share of the cores: threads of two ranks on one core wait in turn.
-        cores = len(os.sched_getaffinity(0))
-        # The deepspeed launcher says LOCAL_SIZE, torchrun LOCAL_WORLD_SIZE.
-        ranks = os.environ.get("LOCAL_SIZE") or os.environ.get("LOCAL_WORLD_SIZE") or "1"
-        torch.set_num_threads(max(1, cores // int(ranks)))
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local_size()))
     if os.environ["LOCAL_RANK"] == "0":
         drop_stale_locks()
     # Operators are compiled by this environment's ninja: another version compiles all anew.
@@ -77,30 +66,20 @@ def init_distributed(timeout: float) -> tuple[int, int]:
     # DeepSpeed 0.19 calls collectives by names that torch 2.13 renamed, and warns at each.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
     accelerator().set_device(int(os.environ["LOCAL_RANK"]))  # or all would take the first
-    if accelerator().device_name() == "cpu" and not has_compiler():
-        do_without_shared_memory_reductions()
-        if os.environ["RANK"] == "0" and os.environ["WORLD_SIZE"] != "1":
-            log.warning(
-                "no C++ compiler here: sums between ranks go through gloo alone, which is slower "
-                "inside a host than shared memory; install g++ to have both"
-            )
-    try:
-        deepspeed.init_distributed(
-            accelerator().communication_backend_name(),
-            verbose=False,
-            # Later than the watchdog, which knows the rank that is waited for.
-            timeout=timedelta(seconds=1.2 * timeout + 60),
-        )
-    except RuntimeError as error:
-        if "EADDRINUSE" not in str(error):
-            raise
-        raise ConfigError(
-            f"MASTER_PORT: {os.environ['MASTER_PORT']} is in use on this host; set it to a free one"
-        ) from None
-    rank = deepspeed.comm.get_rank()
+    skip_shared_memory_operator()
+    store = None
+    if world > 1:
+        store = open_store(timeout)  # held until torch's own rendezvous shares its server
+        choose_interface(store, timeout)
+    deepspeed.init_distributed(
+        accelerator().communication_backend_name(),
+        verbose=False,
+        # Later than the watchdog, which knows the rank that is waited for.
+        timeout=timedelta(seconds=1.2 * timeout + 60),
+    )
+    del store
     deepspeed.comm.barrier()
-    forget_shared_memory(rank)
-    return rank, deepspeed.comm.get_world_size()
+    return rank, world
 
 
 def leave_job() -> None:

@@ -6,7 +6,6 @@ The ranks agree before the optimizer steps, and all of them leave the step out.
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from hpcm_scale.config import GuardConfig
 from hpcm_scale.training.deepspeed_internals import (
@@ -126,8 +125,3 @@ class LossWatch:
         )
         self._seen += 1
         return "spike" if spike else None
-
-
-def all_finite(losses: Tensor) -> bool:
-    """Whether every value is a finite number."""
-    return bool(losses.isfinite().all())

@@ -1,9 +1,9 @@
-"""Rows of metrics, TensorBoard events and a progress bar of one run."""
+"""The rows of a run as it goes on: metrics.jsonl, trackers, lines and a progress bar."""
 
 import logging
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext, suppress
 from typing import Any
 
@@ -11,10 +11,15 @@ from rich.console import Console
 from rich.logging import RichHandler
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor
-from torch.utils.tensorboard import SummaryWriter
 
 from hpcm_scale.config import RunConfig
+from hpcm_scale.errors import one_line
 from hpcm_scale.runs.metrics_log import MetricsLog
+from hpcm_scale.training.trackers import Tracker, open_trackers
+
+log = logging.getLogger(__name__)
+
+EVENTS = {"skip": "step skipped: its loss or gradient is not finite", "spike": "loss spike"}
 
 
 class Monitor:
@@ -33,7 +38,7 @@ class Monitor:
             level=logging.WARNING, handlers=[RichHandler(console=self.console)], force=True
         )
         self.log = MetricsLog(run.folder)
-        self.board = SummaryWriter(run.folder / "tensorboard", purge_step=step + 1)
+        self.trackers = open_trackers(run, step)
         self.progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -58,13 +63,12 @@ class Monitor:
         with suppress(OSError) if kind else nullcontext():
             self.log.close()
         with suppress(OSError) if kind else nullcontext():
-            self.board.close()
+            self._track(lambda tracker: tracker.close())
 
     def row(self, kind: str, step: int, figures: Mapping[str, Any]) -> None:
         """Add a row of metrics after `step` steps: "train", "val", or "val-" and a set's name."""
         self._write(kind, step, figures)
-        for name, value in figures.items():
-            self.board.add_scalar(f"{name}/{kind}", value, step)
+        self._track(lambda tracker: tracker.scalars(kind, step, figures))
         text = f"loss {figures['loss']:.3f}  {figures['bpp']:.3f} bpp  {figures['psnr']:.2f} dB"
         if kind == "train":
             text += f"  {figures['crops_per_second']:.1f} crops/s"
@@ -79,10 +83,9 @@ class Monitor:
     def event(self, kind: str, step: int, **figures: float) -> None:
         """Record a "skip" or a "spike"."""
         self._write(kind, step, figures)
-        self.board.add_scalar(f"events/{kind}", 1, step)
-        what = {"skip": "step skipped: its loss or gradient is not finite", "spike": "loss spike"}
+        self._track(lambda tracker: tracker.scalars(kind, step, {"events": 1}))
         loss = f" ({figures['loss']:.4g})" if "loss" in figures else ""
-        self.say(f"{step:>6}/{self.steps}  {what[kind]}{loss}")
+        self.say(f"{step:>6}/{self.steps}  {EVENTS[kind]}{loss}")
 
     def say(self, text: str) -> None:
         """A line above the progress bar."""
@@ -97,7 +100,27 @@ class Monitor:
             "bits": (bit_map / bit_map.max().clamp(min=1e-9))[None],
         }
         for name, image in shown.items():
-            self.board.add_image(f"validation/{name}", image.float().cpu(), step)
+            pixels = image.float().cpu()
+            self._track(
+                lambda tracker, name=name, pixels=pixels: tracker.image(
+                    f"validation/{name}", step, pixels
+                )
+            )
+
+    def _track(self, work: Callable[[Tracker], None]) -> None:
+        """Hand something to every tracker; one that fails is left out from there on.
+
+        Raises:
+            OSError: if it could not write, as on a full disk.
+        """
+        for name, tracker in list(self.trackers.items()):
+            try:
+                work(tracker)
+            except OSError:
+                raise
+            except Exception as error:  # noqa: BLE001 - whatever it is, the run is worth more
+                del self.trackers[name]
+                log.warning("trackers: %s failed and is left out: %s", name, one_line(error))
 
     def _write(self, kind: str, step: int, figures: Mapping[str, Any]) -> None:
         seconds = self.before + time.monotonic() - self.opened

@@ -1,12 +1,14 @@
 """Quantisation noise that does not depend on how a batch is spread over ranks."""
 
 from dataclasses import dataclass
+from math import prod
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from hpcm_scale.config import ModelConfig
+from hpcm_scale.models.codec_network import noise_shapes
 
 
 @dataclass(frozen=True)
@@ -17,7 +19,7 @@ class Noise:
     crop: int
     """Side of the crops, in pixels."""
     seed: int
-    """Of the run."""
+    """The run's."""
     rank: int
     world_size: int
 
@@ -27,13 +29,13 @@ class Noise:
         Returns:
             y (n, M, crop/16, crop/16) and z (n, N, crop/64, crop/64).
         """
-        m, n = self.model.latent_channels, self.model.hyper_channels
-        h, small = self.crop // 16, self.crop // 64
-        drawn = np.empty((len(rows), m * h * h + n * small * small), np.float32)
+        y_shape, z_shape = noise_shapes(self.model, len(rows), self.crop, self.crop)
+        sizes = [prod(shape[1:]) for shape in (y_shape, z_shape)]
+        drawn = np.empty((len(rows), sum(sizes)), np.float32)
         for i, row in enumerate(rows):
             place = row * self.world_size + self.rank
             generator = np.random.default_rng((self.seed, step, place))
             generator.random(dtype=np.float32, out=drawn[i])
         drawn -= 0.5
-        y, z = torch.from_numpy(drawn).split([m * h * h, n * small * small], dim=1)
-        return y.reshape(-1, m, h, h), z.reshape(-1, n, small, small)
+        y, z = torch.from_numpy(drawn).split(sizes, dim=1)
+        return y.reshape(y_shape), z.reshape(z_shape)

@@ -14,10 +14,12 @@ from hpcm_scale.models.zoo import build, chosen_model
 from hpcm_scale.runs.metrics_log import MetricsLog
 from hpcm_scale.runs.run_record import write_run_record
 from hpcm_scale.training.agreement import on_rank_0
+from hpcm_scale.training.build_tools import check_tools
 from hpcm_scale.training.engine import build_engine, deepspeed_config
 from hpcm_scale.training.loop import Trainer
 from hpcm_scale.training.monitor import Monitor
 from hpcm_scale.training.resume import RunLock, resolve_resume, to_universal
+from hpcm_scale.training.trackers import check_trackers
 from hpcm_scale.training.zero_layout import ZeroLayout
 
 log = logging.getLogger(__name__)
@@ -59,7 +61,9 @@ def prepare(
         run.data, seed=run.seed, global_batch=run.batch, rank=rank, world_size=world
     )
     layout = ZeroLayout.read(deepspeed_config(run, world))
+    check_tools(run.deepspeed, layout)
     on_rank_0(rank, lambda: open_validation(run))
+    on_rank_0(rank, lambda: check_trackers(run))
     lock = RunLock(run.folder)
     on_rank_0(rank, lock.acquire)
     start = on_rank_0(rank, lambda: resolve_resume(run, resume, world, layout))

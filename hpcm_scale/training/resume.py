@@ -1,4 +1,4 @@
-"""A session of a run: who may write its folder, and where it goes on from."""
+"""Which process may write a run's folder, and where a session resumes."""
 
 import logging
 import shutil

@@ -5,7 +5,7 @@ operation. Here a thread of every rank gives signs of life through the job's sto
 judges them by its own clock.
 """
 
-import logging
+import json
 import os
 import socket
 import sys
@@ -13,54 +13,47 @@ import threading
 import time
 from contextlib import suppress
 from datetime import timedelta
-from typing import Self
+from typing import NamedTuple, Self
 
-from torch.distributed import DistError, TCPStore  # pyright: ignore[reportPrivateImportUsage]
+from torch.distributed import DistError  # pyright: ignore[reportPrivateImportUsage]
 
 from hpcm_scale.errors import JOB_LOST, HpcmError, one_line
+from hpcm_scale.training.agreement import PeerFailed
 from hpcm_scale.training.deepspeed_internals import collective_calls
-
-log = logging.getLogger(__name__)
+from hpcm_scale.training.rendezvous import open_store
 
 INTERVAL = 2.0
 """Seconds between signs of life."""
 HEARTBEAT_TIMEOUT = 30.0
 """Seconds without a sign of life after which a rank counts as dead."""
 VERDICT = "verdict"
-"""Key of the store under which the first rank that gives the job up says why: "code text"."""
+"""Key of the store under which a rank that gives the job up says why."""
 
 
 class Watchdog:
     """Signs of life of one rank, and the verdict on the job if one cannot go on.
 
     As a context: an exception that leaves it ends the other ranks within seconds, with its text.
+    Open it before anything else that a rank can fail at.
 
     Args:
         rank, world: of this process.
         stall_timeout: seconds a rank may stay at one point of its work while others wait for it.
-        heartbeat_timeout: seconds without a sign of life after which a rank counts as dead.
+
+    Raises:
+        ConfigError: if the ranks cannot meet.
     """
 
-    def __init__(
-        self,
-        rank: int,
-        world: int,
-        stall_timeout: float,
-        heartbeat_timeout: float = HEARTBEAT_TIMEOUT,
-    ) -> None:
-        self.rank, self.world = rank, world
-        self.stall_timeout, self.heartbeat_timeout = stall_timeout, heartbeat_timeout
+    def __init__(self, rank: int, world: int, stall_timeout: float) -> None:
+        self.rank, self.world, self.stall_timeout = rank, world, stall_timeout
         self._where = "starting"
         self._moves = 0
         self._ended = threading.Event()
+        self._decided = threading.Event()
+        """Set once a verdict is there."""
         # Its own connection: a thread must not wait for one that the main thread holds.
-        self._store = TCPStore(
-            os.environ["MASTER_ADDR"],
-            int(os.environ["MASTER_PORT"]),
-            is_master=False,
-            wait_for_workers=False,
-            timeout=timedelta(seconds=heartbeat_timeout),
-        )
+        self._store = open_store(stall_timeout)
+        self._store.set_timeout(timedelta(seconds=HEARTBEAT_TIMEOUT))
         self._answered = time.monotonic()
         """When the store last did."""
         self._threads = [
@@ -92,14 +85,33 @@ class Watchdog:
 
     def fail(self, code: int, reason: str) -> None:
         """Tell the others that this rank cannot go on; returns once they know, or soon after."""
+        verdict = Verdict(code, f"rank {self.rank} failed: {reason}", self.rank)
         with suppress(DistError, RuntimeError):
-            self._store.set(VERDICT, f"{code} rank {self.rank} failed: {reason}")
-            deadline = time.monotonic() + 3 * INTERVAL
-            # The store goes with rank 0: the others read it first.
-            others = [f"read/{rank}" for rank in range(self.world) if rank != self.rank]
-            while time.monotonic() < deadline and not self._store.check(others):
-                time.sleep(0.1)
-        self.close()
+            first = self._store.compare_set(VERDICT, "", json.dumps(verdict))
+            if Verdict(*json.loads(first)).rank != self.rank:  # all fail alike: one says so
+                self._ended.wait(3 * INTERVAL)
+            self._store.set(f"read/{self.rank}", "")
+            self._wait_for("read", 3 * INTERVAL)  # the store goes with rank 0
+        self._end()
+
+    def close(self) -> None:
+        """The work is done; rank 0 keeps the store until the others have said so too."""
+        self._end()
+        if self.rank == 0:
+            with suppress(DistError, RuntimeError):
+                self._wait_for("ended", HEARTBEAT_TIMEOUT)
+
+    def _end(self) -> None:
+        self._ended.set()
+        for thread in self._threads:
+            thread.join(HEARTBEAT_TIMEOUT)
+
+    def _wait_for(self, key: str, seconds: float) -> None:
+        """Until every other rank has set its `key`, or that time is over."""
+        deadline = time.monotonic() + seconds
+        keys = [f"{key}/{rank}" for rank in range(self.world) if rank != self.rank]
+        while not self._store.check(keys) and time.monotonic() < deadline:
+            time.sleep(0.05)
 
     def _peer_failed(self, error: BaseException) -> bool:
         """Whether an error is only what another rank's failure did to this one's connections.
@@ -110,92 +122,141 @@ class Watchdog:
             return False
         # Without one: `_watch` gives up on its own when the store is gone, or the rank silent.
         self._ended.wait(3 * INTERVAL)
+        if self._decided.is_set():  # it waits for the others to read it
+            self._ended.wait(4 * INTERVAL)
         return True
 
-    def close(self) -> None:
-        """The work is done; whoever is still at it is not waited for."""
-        self._ended.set()
-        for thread in self._threads:
-            thread.join(self.heartbeat_timeout)
-
     def _watch(self) -> None:
-        changed: dict[int, tuple[str, float]] = {}
-        moved: dict[int, tuple[str, float]] = {}
         beats = 0
+        seen = Heartbeats(self.stall_timeout)
         try:
-            while not self._ended.wait(INTERVAL):
+            while not self._ended.is_set():  # the first sign at once
                 beats += 1
                 # beats tell that the process lives, calls that its main thread gets on
                 calls = collective_calls() + self._moves
-                self._store.set(
-                    f"heartbeat/{self.rank}",
-                    f"{beats} {calls} {socket.gethostname()} {self._where}",
-                )
-                if self.rank == 0:
-                    verdict = self._judge(changed, moved)
-                    if verdict:
-                        self._store.set(VERDICT, f"{JOB_LOST} {verdict}")
+                beat = Beat(beats, calls, socket.gethostname(), self._where)
+                self._store.set(f"heartbeat/{self.rank}", json.dumps(beat))
+                if self.rank == 0 and (lost := seen.judge(self._beats())):
+                    verdict = Verdict(JOB_LOST, lost, None)
+                    self._store.compare_set(VERDICT, "", json.dumps(verdict))
                 if self._store.check([VERDICT]):
-                    code, _, verdict = self._store.get(VERDICT).decode().partition(" ")
+                    verdict = Verdict(*json.loads(self._store.get(VERDICT)))
                     self._store.set(f"read/{self.rank}", "")
-                    self._give_up(verdict, int(code))
+                    if verdict.rank != self.rank:  # else the main thread says it
+                        self._give_up(verdict)
                 self._answered = time.monotonic()
-            self._store.set(f"heartbeat/{self.rank}", "ended")
+                self._ended.wait(INTERVAL)
+            self._store.set(f"ended/{self.rank}", "")
         except (DistError, RuntimeError) as error:
             if not self._ended.is_set():
                 reason = str(error).splitlines()[0][:120]
-                self._give_up(f"rank 0, which keeps the job's store, cannot be reached ({reason})")
+                text = f"rank 0, which keeps the job's store, cannot be reached ({reason})"
+                self._give_up(Verdict(JOB_LOST, text, None))
 
     def _listen(self) -> None:
         """Notice that the store is silent: over a cut cable its calls neither return nor fail."""
         while not self._ended.wait(INTERVAL):
             quiet = time.monotonic() - self._answered
-            if quiet > self.heartbeat_timeout:
-                self._give_up(f"rank 0, which keeps the job's store, is silent for {quiet:.0f} s")
+            if quiet > HEARTBEAT_TIMEOUT:
+                text = f"rank 0, which keeps the job's store, is silent for {quiet:.0f} s"
+                self._give_up(Verdict(JOB_LOST, text, None))
 
-    def _judge(
-        self, changed: dict[int, tuple[str, float]], moved: dict[int, tuple[str, float]]
-    ) -> str | None:
-        """Verdict on the ranks, seen from rank 0; None if nothing is wrong."""
-        now = time.monotonic()
+    def _beats(self) -> "dict[int, Beat | None]":
+        """The last heartbeat of every rank that is still at work; None of one yet to come."""
+        beats: dict[int, Beat | None] = {}
         for rank in range(self.world):
-            key = f"heartbeat/{rank}"
-            beat = self._store.get(key).decode() if self._store.check([key]) else "0 0 ? starting"
-            if beat == "ended":
-                changed.pop(rank, None)
-                moved.pop(rank, None)
+            if self._store.check([f"ended/{rank}"]):
                 continue
-            beats, calls, host, where = beat.split(" ", 3)
-            for seen, value in ((changed, beats), (moved, calls)):
-                if rank not in seen or seen[rank][0] != value:
-                    seen[rank] = (value, now)
-            quiet = now - changed[rank][1]
-            if quiet > self.heartbeat_timeout:
+            key = f"heartbeat/{rank}"
+            there = self._store.check([key])
+            beats[rank] = Beat(*json.loads(self._store.get(key))) if there else None
+        return beats
+
+    def _give_up(self, verdict: "Verdict") -> None:
+        self._decided.set()
+        text = (
+            f"the job is lost: {verdict.text}; start it again with --resume auto"
+            if verdict.code == JOB_LOST
+            else f"ends: {verdict.text}"
+        )
+        if verdict.rank is None or self.rank == 0:  # who failed has said why
+            with suppress(OSError):  # the message's own connection may be the cut one
+                sys.stderr.write(f"train: rank {self.rank}: {text}\n")
+                sys.stderr.flush()
+        if self.rank == 0:  # the store goes with this process
+            with suppress(DistError, RuntimeError):
+                self._wait_for("read", 3 * INTERVAL)
+                time.sleep(0.3)  # they are about to drop their connections
+        os._exit(verdict.code)  # the main thread may be inside a collective that never ends
+
+
+class Verdict(NamedTuple):
+    """Why a job ends."""
+
+    code: int
+    """Every rank's exit code."""
+    text: str
+    rank: int | None
+    """Who says so of itself; None if others noticed."""
+
+
+class Beat(NamedTuple):
+    """A sign of life."""
+
+    beats: int
+    """Signs so far: they tell that the process lives."""
+    calls: int
+    """Collective operations and steps of work so far: they tell that its main thread gets on."""
+    host: str
+    where: str
+    """What the main thread is at."""
+
+
+class Heartbeats:
+    """When each rank's signs of life last changed, by the clock of the rank that judges."""
+
+    def __init__(self, stall_timeout: float) -> None:
+        self.stall_timeout = stall_timeout
+        self._lived: dict[int, tuple[int, float]] = {}
+        self._moved: dict[int, tuple[int, float]] = {}
+
+    def judge(self, beats: "dict[int, Beat | None]") -> str | None:
+        """What is wrong with some rank; None if nothing is.
+
+        Args:
+            beats: the last of every rank that is at work. One that has yet to start has none and
+                is waited for as long as one that stays where it is.
+        """
+        now = time.monotonic()
+        for seen in (self._lived, self._moved):
+            for rank in seen.keys() - beats.keys():
+                del seen[rank]
+        for rank, beat in beats.items():
+            moved = beat.calls if beat else -1
+            if self._moved.get(rank, (None, 0.0))[0] != moved:
+                self._moved[rank] = (moved, now)
+            if beat is None:
+                continue
+            if self._lived.get(rank, (None, 0.0))[0] != beat.beats:
+                self._lived[rank] = (beat.beats, now)
+            quiet = now - self._lived[rank][1]
+            if quiet > HEARTBEAT_TIMEOUT:
                 return (
-                    f"rank {rank} on {host} has given no sign of life for {quiet:.0f} s; "
-                    f"it was at {where}"
+                    f"rank {rank} on {beat.host} has given no sign of life for {quiet:.0f} s; "
+                    f"it was at {beat.where}"
                 )
         # Ranks wait for each other inside collectives: who has called fewest holds the rest up.
-        if moved and all(now - since > self.stall_timeout for _, since in moved.values()):
-            last = min(moved, key=lambda rank: int(moved[rank][0]))
-            _, _, host, where = self._store.get(f"heartbeat/{last}").decode().split(" ", 3)
-            return f"rank {last} on {host} has been at {where} for over {self.stall_timeout:.0f} s"
+        since = [when for _, when in self._moved.values()]
+        if since and now - max(since) > self.stall_timeout:
+            last = min(self._moved, key=lambda rank: self._moved[rank][0])
+            beat = beats[last]
+            if beat is None:
+                return f"rank {last} has not started within {self.stall_timeout:.0f} s"
+            return (
+                f"rank {last} on {beat.host} has been at {beat.where} for over "
+                f"{self.stall_timeout:.0f} s"
+            )
         return None
-
-    def _give_up(self, verdict: str, code: int = JOB_LOST) -> None:
-        if f"rank {self.rank} failed" in verdict:
-            return  # this rank's own word, which its main thread prints
-        text = (
-            f"the job is lost: {verdict}; start it again with --resume auto"
-            if code == JOB_LOST
-            else f"ends: {verdict}"
-        )
-        with suppress(OSError):  # the connection that the message goes through may be the cut one
-            sys.stderr.write(f"train: rank {self.rank}: {text}\n")
-            sys.stderr.flush()
-        if self.rank == 0:
-            time.sleep(3 * INTERVAL)  # the store goes with this process; let the others read it
-        os._exit(code)  # the main thread may be inside a collective that never ends
 
 
 class NoWatchdog:
@@ -221,5 +282,7 @@ def exit_code(error: BaseException) -> int:
 
 def from_peers(error: BaseException) -> bool:
     """Whether a collective operation failed because of another rank."""
+    if isinstance(error, PeerFailed):
+        return True
     signs = ("gloo", "NCCL", "Connection closed", "Connection reset", "Timed out", "Broken pipe")
     return isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs)

@@ -3,7 +3,7 @@
 DeepSpeed flattens the fp32 master weights and spreads them over ranks. Its stages 1 and 2 cut the
 concatenation of all parameters into one partition a rank, so a parameter may cross a cut; stage 3
 cuts every parameter into equal parts, the last one padded, and a rank's parts follow each other in
-sub-groups. Sub-groups that live on disks have files of their own (training/disks.py). A moving
+sub-groups. Sub-groups that live on disks have files of their own (nvme_state.py). A moving
 average kept by the run is stored by the run itself, as named pieces.
 """
 
@@ -85,35 +85,53 @@ def master_weights(folder: Path) -> PiecedWeights:
     model = _load(model_file if model_file in model_files else model_files[0])
     states = [_load(path)["optimizer_state_dict"] for _, path in ranks]
     try:
-        world = states[0]["partition_count"]
-        world = max(world) if isinstance(world, list) else world
-        if [rank for rank, _ in ranks] != list(range(world)):
-            raise CheckpointError(
-                f"{folder}: has the optimizer states of ranks {[rank for rank, _ in ranks]}, "
-                f"was saved by {world}; copy the missing files"
-            )
+        _check_ranks([rank for rank, _ in ranks], states[0]["partition_count"], folder)
         groups = [
             {name: tuple(shape) for name, shape in group.items()} for group in model["param_shapes"]
         ]
-        shapes = {name: shape for group in groups for name, shape in group.items()}
-        if _SUB_GROUPS in states[0]:
-            flats = [
-                [
-                    flat if flat.numel() else _swapped(folder / swapped_file(rank, i))
-                    for i, flat in enumerate(state[_SUB_GROUPS])
-                ]
-                for rank, state in enumerate(states)
-            ]
-            pieces = _stage_3(flats, shapes, folder)
-        else:
-            paddings = states[0].get("param_alignment_paddings") or [None] * len(groups)
-            pieces = {}
-            for i, group in enumerate(groups):
-                partitions = [state[_PARTITIONS][i] for state in states]
-                pieces |= _stages_1_and_2(partitions, group, paddings[i], folder)
+        return _from_partitions(states, groups, folder)
     except (KeyError, IndexError, TypeError, AttributeError) as error:
         reason = f"{type(error).__name__}: {error}"
         raise CheckpointError(f"{folder}: is not laid out as DeepSpeed does ({reason})") from None
+
+
+def _check_ranks(ranks: list[int], saved_by: int | list[int], folder: Path) -> None:
+    """
+    Raises:
+        CheckpointError: unless there is a file of every rank.
+    """
+    world = max(saved_by) if isinstance(saved_by, list) else saved_by
+    if ranks != list(range(world)):
+        raise CheckpointError(
+            f"{folder}: has the optimizer states of ranks {ranks}, was saved by {world}; "
+            "copy the missing files"
+        )
+
+
+def _from_partitions(
+    states: list[dict[str, Any]], groups: list[dict[str, tuple[int, ...]]], folder: Path
+) -> PiecedWeights:
+    """The weights that the optimizer states of all ranks hold, in any stage that spreads them.
+
+    Args:
+        states: by rank.
+        groups: shapes by name, of each of the optimizer's groups of parameters.
+    """
+    shapes = {name: shape for group in groups for name, shape in group.items()}
+    if _SUB_GROUPS in states[0]:
+        flats = [
+            [
+                flat if flat.numel() else _swapped(folder / swapped_file(rank, i))
+                for i, flat in enumerate(state[_SUB_GROUPS])
+            ]
+            for rank, state in enumerate(states)
+        ]
+        return PiecedWeights(shapes, _stage_3(flats, shapes, folder))
+    paddings = states[0].get("param_alignment_paddings") or [None] * len(groups)
+    pieces: dict[str, list[Tensor]] = {}
+    for i, group in enumerate(groups):
+        partitions = [state[_PARTITIONS][i] for state in states]
+        pieces |= _stages_1_and_2(partitions, group, paddings[i], folder)
     return PiecedWeights(shapes, pieces)
 
 

@@ -2,7 +2,7 @@
 
 import json
 import os
-import shutil
+import socket
 import subprocess
 from pathlib import Path
 
@@ -23,11 +23,11 @@ exit $code
 """
 
 
-def slurm(tmp_path: Path, srun: str, *arguments: str, **extra: str) -> tuple[int, str]:
+def slurm(tmp_path: Path, srun: str, *arguments: str, **extra: str) -> tuple[int, str, str]:
     """Run the batch script beside stand-ins for Slurm's commands.
 
     Returns:
-        its exit code and what it asked scontrol for.
+        its exit code, what it asked scontrol for, and what it said.
     """
     asked = tmp_path / "asked"
     asked.write_text("")
@@ -55,32 +55,60 @@ def slurm(tmp_path: Path, srun: str, *arguments: str, **extra: str) -> tuple[int
         timeout=600,
     )
     print(done.stdout, done.stderr)
-    return done.returncode, asked.read_text()
+    return done.returncode, asked.read_text(), done.stderr
 
 
-needs_ip = pytest.mark.skipif(shutil.which("ip") is None, reason="needs iproute2")
-
-
-@needs_ip
 @pytest.mark.distributed
 @pytest.mark.slow
 def test_tasks_of_slurm_become_the_ranks_of_one_run(tmp_path, dataset):
     out = tmp_path / "out"
-    code, asked = slurm(tmp_path, SRUN, *command(out, dataset, 1, "steps=1")[2:])
+    code, asked, _ = slurm(tmp_path, SRUN, *command(out, dataset, 1, "steps=1")[2:])
     assert (code, asked) == (0, "")
     assert json.loads((out / "small" / "run.json").read_text())["sessions"][0]["world_size"] == 2
 
 
-@needs_ip
 @pytest.mark.parametrize(
-    ("code", "restarts", "requeued"),
-    [(75, 0, True), (76, 19, True), (76, 20, False), (2, 0, False), (0, 0, False)],
+    ("code", "restarts", "requeued", "says"),
+    [
+        (75, 0, True, "put back into the queue (1 of RESTARTS=20)"),
+        (76, 19, True, "put back into the queue (20 of RESTARTS=20)"),
+        (76, 20, False, "given up: it has been put back RESTARTS=20 times"),
+        (2, 0, False, ""),
+        (0, 0, False, ""),
+    ],
 )
-def test_slurm_puts_back_what_another_try_can_finish(tmp_path, code, restarts, requeued):
+def test_slurm_puts_back_what_another_try_can_finish(tmp_path, code, restarts, requeued, says):
     srun = f"#!/bin/sh\nexit {code}\n"
-    ended, asked = slurm(tmp_path, srun, SLURM_RESTART_COUNT=str(restarts))
+    ended, asked, said = slurm(tmp_path, srun, SLURM_RESTART_COUNT=str(restarts))
     assert ended == code
     assert asked == (f"requeue {os.getpid()}\n" if requeued else "")
+    assert says in said
+
+
+def test_tasks_of_slurm_get_their_cores_and_a_free_port(tmp_path):
+    """Since Slurm 22.05 srun does not take --cpus-per-task over from the batch script."""
+    srun = f'#!/bin/sh\necho "$@" > {tmp_path}/words; echo $MASTER_PORT > {tmp_path}/port\n'
+    slurm(tmp_path, srun, SLURM_CPUS_PER_TASK="12")
+    assert (tmp_path / "words").read_text().startswith("--cpus-per-task=12 bash -c")
+    with socket.create_server(("", int((tmp_path / "port").read_text()))):
+        pass  # nothing else has it
+    slurm(tmp_path, srun)
+    assert (tmp_path / "words").read_text().startswith("bash -c")
+
+
+def test_no_recipe_takes_the_interface_of_one_host_for_all():
+    """Each rank finds its own, unless INTERFACE says otherwise."""
+    show = "source launch/env.sh; echo ${GLOO_SOCKET_IFNAME-none} ${NCCL_SOCKET_IFNAME-none}"
+    for interface, expected in (("", "none none"), ("ib0", "ib0 ib0")):
+        given = {"MASTER_ADDR": "localhost", "INTERFACE": interface}
+        done = subprocess.run(
+            ["bash", "-c", show],
+            cwd=ROOT,
+            env=environment() | given,
+            capture_output=True,
+            text=True,
+        )
+        assert done.stdout.strip() == expected
 
 
 def test_the_kubernetes_job_names_a_host_for_each_of_its_pods():

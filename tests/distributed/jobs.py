@@ -2,10 +2,11 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
+
+from hpcm_scale.training.rendezvous import free_port
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
@@ -24,10 +25,8 @@ log_every: 1
 
 def deepspeed(ranks: int) -> list[str]:
     """The launcher for so many processes, on a port that is free."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
     head = [str(BIN / "deepspeed"), "-q", "--num_accelerators", str(ranks)]
-    return [*head, "--master_port", str(port)]
+    return [*head, "--master_port", str(free_port())]
 
 
 def environment() -> dict[str, str]:
@@ -48,6 +47,14 @@ def command(
     for change in (f"data.train={dataset}", f"out={out}", *changes):
         arguments += ["--set", change]
     return [*(deepspeed(ranks) if ranks > 1 else [sys.executable]), *arguments]
+
+
+def verb(out: Path, dataset: Path, ranks: int, *changes: str, resume: str = "never") -> list[str]:
+    """The same by `hpcm-scale train`."""
+    _, script, _, config, *others = command(out, dataset, 1, *changes, resume=resume)
+    assert script == "launch/train.py"
+    program = [sys.executable, "-m", "hpcm_scale", "train", config]
+    return [*program, "--accelerators", str(ranks), *others]
 
 
 def launch(

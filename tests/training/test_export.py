@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import socket
 import subprocess
 import sys
 from math import prod
@@ -21,6 +20,7 @@ from hpcm_scale.errors import CheckpointError, RunError
 from hpcm_scale.models.zoo import build, model_config
 from hpcm_scale.training.export import export_run
 from hpcm_scale.training.loss import RateDistortion
+from hpcm_scale.training.rendezvous import free_port
 from hpcm_scale.weights.model_file import load_model
 from tests.training.deepspeed_run import KINDS, OVERRIDES, STEP, finish
 
@@ -32,8 +32,7 @@ CONFIG = model_config("base", overrides=OVERRIDES)
 def made(tmp_path_factory) -> Path:
     """A folder of run folders, one of each kind."""
     folder = tmp_path_factory.mktemp("runs")
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = str(free.getsockname()[1])
+    port = str(free_port())
     program = [sys.executable, "-m", "tests.training.deepspeed_run", folder]
     ranks = [
         subprocess.Popen(

@@ -11,9 +11,10 @@ from hpcm_scale.errors import ConfigError
 from hpcm_scale.models.codec_network import Output
 from hpcm_scale.models.zoo import model_config
 from hpcm_scale.training.engine import deepspeed_config
-from hpcm_scale.training.loss import RateDistortion, psnr
+from hpcm_scale.training.loss import RateDistortion
 from hpcm_scale.training.lr_schedule import learning_rate
 from hpcm_scale.training.noise import Noise
+from hpcm_scale.units import psnr
 
 
 def test_the_objective_is_the_papers():
