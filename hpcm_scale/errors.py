@@ -1,9 +1,15 @@
 """The one family of errors a user can cause; the CLI prints each on one line and exits 2."""
 
+from unicodedata import category
+
 INTERRUPTED = 75
 """Exit code of a run that was told to stop, saved and can be resumed (sysexits' EX_TEMPFAIL)."""
 JOB_LOST = 76
 """Exit code of a rank whose job fell apart: another rank died, hung or cannot be reached."""
+
+
+_UNPRINTABLE = ("Cc", "Cf", "Cs", "Co", "Zl", "Zp")
+"""Categories of Unicode: control, format, surrogate, private; separators of lines, paragraphs."""
 
 
 class HpcmError(Exception):
@@ -15,10 +21,20 @@ class HpcmError(Exception):
 
 def one_line(error: BaseException) -> str:
     """An error's text without line breaks; that of an OSError names the file."""
+    text = str(error)
     if isinstance(error, OSError) and error.strerror:
         where = f"{error.filename}: " if error.filename is not None else ""
-        return " ".join(f"{where}{error.strerror}".split())
-    return " ".join(str(error).split())
+        text = f"{where}{error.strerror}"
+    return printable(" ".join(text.split()))
+
+
+def printable(text: str) -> str:
+    """Text of files, names and models made safe to print: no control or formatting characters.
+
+    They could colour or overwrite a terminal's lines, or reverse them; undecodable bytes of file
+    names could not be printed at all.
+    """
+    return "".join("\ufffd" if category(c) in _UNPRINTABLE else c for c in text)
 
 
 class ConfigError(HpcmError):

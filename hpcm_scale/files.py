@@ -16,10 +16,11 @@ def atomic_path(target: Path | str) -> Iterator[Path]:
     """
     target = Path(target)
     target.parent.mkdir(parents=True, exist_ok=True)
+    # Names end at 255 bytes: of a long one its beginning is enough.
+    stem = os.fsencode(target.stem)[:64].decode(errors="ignore")
     # Same suffix as the target: libraries that choose a format by extension still see it.
-    handle, name = tempfile.mkstemp(
-        prefix=f".{target.stem[:64]}.", suffix=f".tmp{target.suffix}", dir=target.parent
-    )
+    suffix = target.suffix if len(os.fsencode(target.suffix)) <= 32 else ""
+    handle, name = tempfile.mkstemp(prefix=f".{stem}.", suffix=f".tmp{suffix}", dir=target.parent)
     os.close(handle)
     temporary = Path(name)
     try:

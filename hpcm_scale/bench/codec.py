@@ -5,12 +5,13 @@ from statistics import median
 
 import numpy as np
 import torch
+from rich.markup import escape
 from rich.table import Table
 
 from hpcm_scale.bench.model import operations, sgemm_rate
 from hpcm_scale.codec.codec import Codec
 from hpcm_scale.codec.coding_result import Timing
-from hpcm_scale.codec.commands import find_model
+from hpcm_scale.codec.find_model import find_model
 from hpcm_scale.codec.images import Picture, read_picture
 from hpcm_scale.errors import DataError
 from hpcm_scale.units import GIB, peak_rss
@@ -88,7 +89,7 @@ def bench_codec(codecs: Mapping[str, Codec], pictures: list[Picture], repeats: i
 
     size = f"{pictures[0].width}x{pictures[0].height}"
     label = codecs[first].info.label
-    table = Table(title=f"{label}, {len(pictures)} pictures of {size}, medians")
+    table = Table(title=escape(f"{label}, {len(pictures)} pictures of {size}, medians"))
     columns = ("", "seconds", "network", "coding", "of total", "of sgemm")
     for column in columns + ((f"over {first}",) if len(codecs) > 1 else ()):
         table.add_column(column, justify="left" if not column else "right")

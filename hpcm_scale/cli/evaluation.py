@@ -7,6 +7,9 @@ from rich.console import Console
 
 from hpcm_scale.cli.program import app, bytes_of, checked_device, console, errors
 
+OTHERS, MACHINE = "Other codecs", "Machine"
+"""Panels of the help."""
+
 
 @app.command("eval")
 def eval_(
@@ -20,22 +23,33 @@ def eval_(
         [],
         help="A codec by command lines: 'name=...; encode=... {quality} {input} {output}; "
         "decode=... {input} {output}; quality=1,2,3; extension=.x', or a YAML file of these keys.",
+        rich_help_panel=OTHERS,
     ),
     points: list[str] = typer.Option(
         [],
         help="R-D points of the same pictures to compare with: FILE or FILE:DATASET "
         "(CompressAI's JSON).",
+        rich_help_panel=OTHERS,
     ),
     anchor: str | None = typer.Option(
         None, help="The curve that BD-rates refer to; jpeg, or else the first."
     ),
-    fast: bool = typer.Option(
-        False, "--fast", help="Models code in floating point, not in exact arithmetic."
-    ),
     page: int = typer.Option(3, min=0, help="Pictures on the comparison page; 0 for no page."),
-    device: str = typer.Option("cpu", help="Where models run: cpu, cuda, cuda:1, ..."),
-    threads: int | None = typer.Option(None, min=1, help="CPU threads; all cores by default."),
-    memory: float = typer.Option(2.0, min=0.05, help="GiB a network may work in."),
+    fast: bool = typer.Option(
+        False,
+        "--fast",
+        help="Models code in floating point, not in exact arithmetic.",
+        rich_help_panel=MACHINE,
+    ),
+    device: str = typer.Option(
+        "cpu", help="Where models run: cpu, cuda, cuda:1, ...", rich_help_panel=MACHINE
+    ),
+    threads: int | None = typer.Option(
+        None, min=1, help="CPU threads; all cores by default.", rich_help_panel=MACHINE
+    ),
+    memory: float = typer.Option(
+        2.0, min=0.05, help="GiB a network may work in.", rich_help_panel=MACHINE
+    ),
 ) -> None:
     """Measure models and other codecs on pictures: files' real sizes, quality, time, memory.
 
@@ -67,7 +81,7 @@ def table(
     points: list[str] = typer.Option(
         [], help="R-D points to compute BD-rates from: FILE or FILE:DATASET."
     ),
-    anchor: str | None = typer.Option(None, help="Their anchor; the first unless told."),
+    anchor: str | None = typer.Option(None, help="Their anchor; jpeg, or else the first."),
 ) -> None:
     """Print the papers' results, what is counted of the variants built here, and what was measured.
 
@@ -82,20 +96,21 @@ def table(
 
 @app.command()
 def compare(
-    original: Path = typer.Argument(help="A picture."),
-    reconstruction: Path = typer.Argument(help="What became of it."),
-    out: Path = typer.Option(Path("side_by_side.png"), "-o", "--out", help="Picture to write."),
+    original: Path = typer.Argument(help="A picture, or a .hpcm file."),
+    reconstruction: Path = typer.Argument(help="What became of it: a picture or .hpcm file."),
+    out: Path | None = typer.Option(
+        None, "-o", "--out", help="Picture to write; side_by_side.png, or a free name like it."
+    ),
 ) -> None:
     """Measure a reconstruction against its original and put them side by side."""
-    from hpcm_scale.evaluation.compare import compare, save
+    from hpcm_scale.errors import printable
+    from hpcm_scale.evaluation.compare import checked_target, compare, save
 
+    out = checked_target(out, (original, reconstruction))
     result = compare(original, reconstruction)
     save(result, out)
-    console.print(
-        f"{original.name} and {reconstruction.name}: {result.psnr:.2f} dB -> {out}",
-        highlight=False,
-        soft_wrap=True,
-    )
+    line = f"{original.name} and {reconstruction.name}: {result.psnr:.2f} dB -> {out}"
+    console.print(printable(line), highlight=False, markup=False, soft_wrap=True)
 
 
 def _wide() -> Console:

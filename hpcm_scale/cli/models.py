@@ -90,7 +90,9 @@ def _say_written(source: str, written: "ModelInfo", remark: str = "") -> None:
 
 @app.command()
 def info(
-    target: str = typer.Argument(help="A variant of configs/models, or a model or .hpcm file."),
+    target: str = typer.Argument(
+        help="A variant of configs/models, or a picture, .hpcm or model file; - for a pipe."
+    ),
     width: float = typer.Option(1.0, help="Width multiplier, for a variant."),
     depth: float = typer.Option(1.0, help="Depth multiplier, for a variant."),
 ) -> None:
@@ -104,10 +106,10 @@ def info(
         config = model_config(target, width, depth)
         _complexity(complexity_table(config), config)
         return
-    if not Path(target).is_file():
+    if target != "-" and not Path(target).is_file():
         names = ", ".join(variants())
         raise ConfigError(f"{target}: is neither a file nor one of the variants {names}")
-    from hpcm_scale.codec.commands import describe
+    from hpcm_scale.codec.describe import describe
 
     for field, value in describe(target):
         console.print(f"{field:>18}  {value}", highlight=False, markup=False, soft_wrap=True)

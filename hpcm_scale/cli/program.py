@@ -19,16 +19,16 @@ from rich.console import Console
 from rich.text import Text
 
 from hpcm_scale import __version__
-from hpcm_scale.errors import HpcmError, missing_package, one_line
+from hpcm_scale.errors import ConfigError, HpcmError, missing_package, one_line
 from hpcm_scale.units import GIB
 
 app = typer.Typer(
     name="hpcm-scale",
     help="Train HPCM image codecs at any scale, fit their scaling laws, compress images with them.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
+LARGEST_MEMORY = 1e6
 console = Console()
 errors = Console(stderr=True)
 
@@ -40,21 +40,36 @@ def _root(version: bool = typer.Option(False, "--version", help="Print the versi
         raise typer.Exit()
 
 
+THREADS_A_CORE = 4
+"""More of them make OpenMP fail, not the network faster."""
+
+
 def bytes_of(gib: float) -> int:
-    """The bytes in so many GiB."""
+    """The bytes in so many GiB, as `--memory` gives them.
+
+    Raises:
+        ConfigError: if that is no amount.
+    """
+    if not 0 < gib < LARGEST_MEMORY:
+        raise ConfigError(f"--memory: {gib:g} is not a number of GiB, above 0 and below a million")
     return int(gib * GIB)
 
 
 def checked_device(name: str, threads: int | None) -> str:
-    """The device by that name, checked, with torch's threads set."""
+    """The device by that name, tried, with torch's threads set.
+
+    Raises:
+        ConfigError: if the device cannot compute, or there are far more threads than cores.
+    """
     import torch
 
-    from hpcm_scale.errors import ConfigError
-
+    most = THREADS_A_CORE * (os.cpu_count() or 1)
     if threads is not None:
+        if threads > most:
+            raise ConfigError(f"--threads: {threads} is above {most}, {THREADS_A_CORE} a core")
         torch.set_num_threads(threads)
     try:
-        torch.empty(0, device=name)
+        torch.ones(1, device=name).sum().item()
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise ConfigError(f"--device: {name!r} cannot be used ({reason})") from None

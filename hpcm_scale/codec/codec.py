@@ -15,19 +15,34 @@ from PIL import Image
 from torch import Tensor
 
 from hpcm_scale.codec import container
-from hpcm_scale.codec.coding_result import Decoded, Encoded, Timing
-from hpcm_scale.codec.images import (
-    Picture,
-    check_size,
+from hpcm_scale.codec.coding_result import (
+    Decoded,
+    Encoded,
+    OnProgress,
+    Timing,
+    part_of,
+    unheard,
+)
+from hpcm_scale.codec.images import Picture, check_size, picture_of
+from hpcm_scale.codec.metadata import Metadata
+from hpcm_scale.codec.sections import (
     pack_alpha,
     pack_icc,
-    picture_of,
+    pack_metadata,
     unpack_alpha,
     unpack_icc,
+    unpack_metadata,
 )
 from hpcm_scale.codec.tile_coding import TileCoder
 from hpcm_scale.codec.tiled_transforms import analyse, synthesise
-from hpcm_scale.codec.tiles import LATENT, balanced_tile, canvas, coding_tiles, largest_tile
+from hpcm_scale.codec.tiles import (
+    LARGEST_TILE,
+    LATENT,
+    balanced_tile,
+    canvas,
+    coding_tiles,
+    largest_tile,
+)
 from hpcm_scale.entropy.coder import SymbolDigest
 from hpcm_scale.errors import BitstreamError, CheckpointError, DataError
 from hpcm_scale.units import gib
@@ -35,6 +50,8 @@ from hpcm_scale.weights.model_file import LoadedModel, load_model
 
 MEMORY = 2 << 30
 """Default bytes that the network may work in, beside its parameters."""
+_TRANSFORM = 0.35
+"""Share of a call's time that g_a or g_s takes, for the progress alone."""
 _SLACK_BITS = 64
 """Bits an entropy coder's state may hold beyond the information in its payload."""
 
@@ -50,6 +67,9 @@ class Codec:
         memory: bytes the network may work in. Beside it there are the parameters and 8 bytes a
             pixel or so, for the picture and its latents. Pictures that do not fit are cut into
             tiles; decoding needs what encoding was given.
+
+    Raises:
+        CheckpointError: if the network's windows ask for absurd multiples of pixels.
     """
 
     def __init__(self, model: LoadedModel, portable: bool = True, memory: int = MEMORY) -> None:
@@ -59,7 +79,13 @@ class Codec:
         self._tile_coder = TileCoder(model)
         self._device = next(model.network.parameters()).device
         self._memory = memory
-        self._largest_tile = largest_tile(self.info.config, model.network.image_multiple, memory)
+        multiple = model.network.image_multiple
+        if multiple > LARGEST_TILE or multiple % container.TILE_UNIT:
+            raise CheckpointError(
+                f"{self.info.path}: needs pictures padded to multiples of {multiple} pixels, not "
+                f"of {container.TILE_UNIT} up to {LARGEST_TILE}; it cannot code"
+            )
+        self._largest_tile = largest_tile(self.info.config, multiple, memory)
 
     @classmethod
     def load(
@@ -98,11 +124,19 @@ class Codec:
         """
         return self.decompress(data).picture.to_pil()
 
-    def compress(self, picture: Picture, estimate: bool = False) -> Encoded:
+    def compress(
+        self,
+        picture: Picture,
+        estimate: bool = False,
+        reconstruct: bool = False,
+        on_progress: OnProgress = unheard,
+    ) -> Encoded:
         """Encode one picture.
 
         Args:
             estimate: also add up the information content of the symbols under the model.
+            reconstruct: also give the pixels that a decoder should.
+            on_progress: told how far the encoding is.
 
         Raises:
             DataError: if it is too large, or the model gives latents that are not numbers.
@@ -112,8 +146,6 @@ class Codec:
         self._tile_coder.parameters(self.portable)
         multiple = self._network.image_multiple
         tile = balanced_tile(picture.height, picture.width, multiple, self._largest_tile)
-        icc = None if picture.icc is None else pack_icc(picture.icc)
-        alpha = None if picture.alpha is None else pack_alpha(picture.alpha)
         header = container.Header(
             self.identity,
             picture.width,
@@ -122,30 +154,58 @@ class Codec:
             portable=self.portable,
             tile=tile,
         )
-        digest = SymbolDigest(container.digest_seed(header, icc, alpha))
+        unfinished = container.Container(
+            header,
+            payloads=(),
+            icc=None if picture.icc is None else pack_icc(picture.icc),
+            alpha=None if picture.alpha is None else pack_alpha(picture.alpha),
+            metadata=pack_metadata(picture.metadata),
+        )
+        digest = SymbolDigest(container.digest_seed(unfinished))
         timing = Timing()
         with timing.network_part(), torch.inference_mode():
-            y = analyse(self._network, picture.pixels, self._memory)
+            y = analyse(
+                self._network, picture.pixels, self._memory, part_of(on_progress, 0, _TRANSFORM)
+            )
+            parts = coding_tiles(picture.height, picture.width, multiple, tile)
             tiles = [
                 self._tile_coder.encode(
-                    part, part.place.of(y), digest, timing, self.portable, estimate
+                    part,
+                    part.place.of(y),
+                    digest,
+                    timing,
+                    self.portable,
+                    estimate,
+                    part_of(on_progress, *_share(i, len(parts), _TRANSFORM, 1)),
                 )
-                for part in coding_tiles(picture.height, picture.width, multiple, tile)
+                for i, part in enumerate(parts)
             ]
+            reconstruction = None
+            if reconstruct:
+                for part, coded in zip(parts, tiles, strict=True):
+                    part.place.of(y).copy_(coded.y_hat)
+                reconstruction = self._pixels(y, header)
         payloads = tuple(part.payload for part in tiles)
-        header = replace(header, digest=digest.value)
+        finished = replace(
+            unfinished, header=replace(header, digest=digest.value), payloads=payloads
+        )
         return Encoded(
-            container.write(container.Container(header, payloads, icc, alpha)),
+            container.write(finished),
             picture.width,
             picture.height,
             sum(map(len, payloads)),
+            len(finished.metadata or b""),
             sum(part.estimated_bits for part in tiles) if estimate else None,
             timing,
             picture.notices,
+            reconstruction,
         )
 
-    def decompress(self, data: bytes) -> Decoded:
+    def decompress(self, data: bytes, on_progress: OnProgress = unheard) -> Decoded:
         """Decode one picture.
+
+        Args:
+            on_progress: told how far the decoding is.
 
         Raises:
             BitstreamError: if `data` is damaged, made by another model, or decodes to other
@@ -156,18 +216,27 @@ class Codec:
             parsed = container.read(data)
             header = parsed.header
             self._check(header, parsed.payloads)
-            alpha = icc = None
+            alpha, icc, metadata = None, None, Metadata()
             if parsed.icc is not None:
                 icc = unpack_icc(parsed.icc)
             if parsed.alpha is not None:
                 alpha = unpack_alpha(parsed.alpha, header.width, header.height)
-            y_hat = self._decode_latents(parsed, timing)
-            pixels = synthesise(
-                self._network, y_hat, (header.height, header.width), header.grey, self._memory
-            )
-        return Decoded(Picture(pixels, alpha, icc), timing)
+            if parsed.metadata is not None:
+                metadata = unpack_metadata(parsed.metadata)
+            y_hat = self._decode_latents(parsed, timing, part_of(on_progress, 0, 1 - _TRANSFORM))
+            pixels = self._pixels(y_hat, header, part_of(on_progress, 1 - _TRANSFORM, 1))
+        return Decoded(Picture(pixels, alpha, icc, metadata=metadata), timing)
 
-    def _decode_latents(self, parsed: container.Container, timing: Timing) -> Tensor:
+    def _pixels(
+        self, y_hat: Tensor, header: container.Header, on_progress: OnProgress = unheard
+    ) -> np.ndarray:
+        """Pixels that g_s gives for the latents of a picture."""
+        size = (header.height, header.width)
+        return synthesise(self._network, y_hat, size, header.grey, on_progress, self._memory)
+
+    def _decode_latents(
+        self, parsed: container.Container, timing: Timing, on_progress: OnProgress
+    ) -> Tensor:
         """ŷ (1, M, H/16, W/16) of the whole canvas."""
         header = parsed.header
         multiple = self._network.image_multiple
@@ -178,10 +247,13 @@ class Codec:
             memory_format=torch.channels_last,
         )
         tiles = coding_tiles(header.height, header.width, multiple, header.tile)
-        digest = SymbolDigest(container.digest_seed(header, parsed.icc, parsed.alpha))
+        digest = SymbolDigest(container.digest_seed(parsed))
         try:
-            for tile, payload in zip(tiles, parsed.payloads, strict=True):
-                decoded = self._tile_coder.decode(tile, payload, digest, timing, header.portable)
+            for i, (tile, payload) in enumerate(zip(tiles, parsed.payloads, strict=True)):
+                within = part_of(on_progress, *_share(i, len(tiles), 0, 1))
+                decoded = self._tile_coder.decode(
+                    tile, payload, digest, timing, header.portable, within
+                )
                 tile.place.of(y_hat).copy_(decoded)
         except BitstreamError:
             # Only wrong tables make an undamaged payload hold what no encoder writes.
@@ -237,3 +309,8 @@ class Codec:
                 f"has tiles of {area} pixels, which take about {gib(needed)} to decode; "
                 f"{gib(self._memory)} are allowed (--memory)"
             )
+
+
+def _share(i: int, count: int, start: float, end: float) -> tuple[float, float]:
+    """The part from `start` to `end` that the i-th of `count` equal pieces takes."""
+    return (start + (end - start) * i / count, start + (end - start) * (i + 1) / count)

@@ -1,11 +1,25 @@
 """Results of encoding and decoding, and the time each part took."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from time import perf_counter
 
+import numpy as np
+
 from hpcm_scale.codec.images import Picture
+
+OnProgress = Callable[[float], None]
+"""Callback that takes the share of a call that is done, from 0 to 1."""
+
+
+def unheard(share: float) -> None:
+    """Progress that nobody asked for."""
+
+
+def part_of(on_progress: OnProgress, start: float, end: float) -> OnProgress:
+    """Progress of a part that takes a call from one share to another."""
+    return lambda share: on_progress(start + (end - start) * share)
 
 
 @dataclass
@@ -52,11 +66,15 @@ class Encoded:
     height: int
     payload_bytes: int
     """The entropy-coded part of `data`."""
+    metadata_bytes: int
+    """The part of `data` that holds metadata."""
     estimated_bits: float | None
     """Information content of the symbols under the model's densities; None unless asked for."""
     timing: Timing
     notices: tuple[str, ...] = ()
     """Losses beside the coding itself, for the user to know."""
+    reconstruction: np.ndarray | None = None
+    """The pixels that `data` should decode to, uint8; None unless asked for."""
 
     @property
     def bpp(self) -> float:

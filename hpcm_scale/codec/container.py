@@ -16,8 +16,8 @@ LARGEST_SIDE = 65535
 TILE_UNIT = 64
 """Sides of tiles are multiples of this many pixels."""
 
-_PORTABLE, _GREY, _ICC, _ALPHA, _TILED = (1 << bit for bit in range(5))
-_DEPTH_SHIFT = 5
+_PORTABLE, _GREY, _ICC, _ALPHA, _TILED, _METADATA = (1 << bit for bit in range(6))
+_DEPTH_SHIFT = 6
 _CHECKSUM_BYTES = 4
 _VARINT_BYTES = 5
 
@@ -59,34 +59,42 @@ class Container:
     """Section with the deflated ICC profile."""
     alpha: bytes | None = None
     """Section with the alpha plane, a greyscale PNG of the picture's size."""
+    metadata: bytes | None = None
+    """Section with the deflated metadata boxes."""
+
+    @property
+    def sections(self) -> tuple[bytes | None, ...]:
+        """Sections before the payloads, in the order of the file."""
+        return (self.icc, self.alpha, self.metadata)
 
 
-def digest_seed(header: Header, icc: bytes | None, alpha: bytes | None) -> int:
+def digest_seed(container: Container) -> int:
     """CRC-32 of the fields before the digest and of the sections, which the digest continues."""
-    value = zlib.crc32(_fields(header, icc, alpha))
-    for section in (icc, alpha):
+    value = zlib.crc32(_fields(container))
+    for section in container.sections:
         value = zlib.crc32(section or b"", value)
     return value
 
 
 def write(container: Container) -> bytes:
     """The bytes of a file."""
-    header, icc, alpha = container.header, container.icc, container.alpha
-    parts = [s for s in (icc, alpha, *container.payloads) if s is not None]
-    out = bytearray(_fields(header, icc, alpha))
-    out += header.digest.to_bytes(4, "little")
+    parts = [s for s in (*container.sections, *container.payloads) if s is not None]
+    out = bytearray(_fields(container))
+    out += container.header.digest.to_bytes(4, "little")
     out += b"".join(_varint(len(part)) for part in parts)
     out += b"".join(parts)
     return bytes(out + zlib.crc32(out).to_bytes(_CHECKSUM_BYTES, "little"))
 
 
-def _fields(header: Header, icc: bytes | None, alpha: bytes | None) -> bytes:
+def _fields(container: Container) -> bytes:
     """The header up to its digest."""
+    header = container.header
     flags = (
         _PORTABLE * header.portable
         | _GREY * header.grey
-        | _ICC * (icc is not None)
-        | _ALPHA * (alpha is not None)
+        | _ICC * (container.icc is not None)
+        | _ALPHA * (container.alpha is not None)
+        | _METADATA * (container.metadata is not None)
         | _TILED * (header.tile is not None)
     )
     sides = [header.width, header.height, *(side // TILE_UNIT for side in header.tile or ())]
@@ -111,7 +119,10 @@ def read(data: bytes) -> Container:
             "it is damaged, or a newer hpcm_scale made it"
         )
     if flags >> _DEPTH_SHIFT:
-        raise BitstreamError(f"has flags {flags:#04x}, a bit depth this version does not define")
+        raise BitstreamError(
+            f"has flags {flags:#04x}, a bit depth this version does not define; "
+            "it is damaged, or a newer hpcm_scale made it"
+        )
     identity = bytes(cursor.take(IDENTITY_BYTES))
     width, height = (cursor.varint(name, 1, LARGEST_SIDE) for name in ("width", "height"))
     tile = None
@@ -123,7 +134,8 @@ def read(data: bytes) -> Container:
     grey, portable = bool(flags & _GREY), bool(flags & _PORTABLE)
     header = Header(identity, width, height, digest, grey, portable, tile)
 
-    sections = bool(flags & _ICC) + bool(flags & _ALPHA)
+    flagged = [bool(flags & bit) for bit in (_ICC, _ALPHA, _METADATA)]
+    sections = sum(flagged)
     # Every tile has a length of at least one byte: a count beyond the file is refused before
     # anything of that size is made.
     if sections + header.tiles > cursor.left:
@@ -137,12 +149,9 @@ def read(data: bytes) -> Container:
     parts = [bytes(cursor.take(length)) for length in lengths]
     if zlib.crc32(data[:-_CHECKSUM_BYTES]) != int.from_bytes(data[-_CHECKSUM_BYTES:], "little"):
         raise BitstreamError("is damaged: its checksum does not match its contents")
-    return Container(
-        header,
-        tuple(parts[sections:]),
-        parts[0] if flags & _ICC else None,
-        parts[sections - 1] if flags & _ALPHA else None,
-    )
+    found = iter(parts[:sections])
+    icc, alpha, metadata = (next(found) if is_there else None for is_there in flagged)
+    return Container(header, tuple(parts[sections:]), icc, alpha, metadata)
 
 
 def _varint(value: int) -> bytes:

@@ -1,21 +1,28 @@
-"""Pictures in and out: files or pipes to 8-bit RGB, and back in the format a name asks for."""
+"""Pictures in: files, pipes and Python's images to 8-bit RGB or grey, upright, with their tags."""
 
-import io
+import logging
+import re
 import struct
+import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
-from hpcm_scale.codec.container import LARGEST_SIDE
-from hpcm_scale.errors import BitstreamError, DataError
+from hpcm_scale.codec import pixel_modes
+from hpcm_scale.codec.image_files import is_turned, read_file, size_fault
+from hpcm_scale.codec.metadata import FileParts, Metadata, fitting_profile, tiff_block
+from hpcm_scale.codec.metadata.tags import is_rgb_profile
+from hpcm_scale.codec.pixel_modes import Pixels
+from hpcm_scale.errors import DataError, one_line
 
-MAX_PIXELS = 1 << 29
-"""Larger pictures are refused before their pixels are read; 16384×16384 is half of this."""
+# Pillow logs some faults as well as raising them; one line is enough.
+logging.getLogger("PIL").addHandler(logging.NullHandler())
+
 LARGEST_ICC = 4 << 20
 """Most bytes of an ICC profile."""
 
@@ -29,24 +36,23 @@ _DAMAGE = (
     ArithmeticError,
     AttributeError,
     MemoryError,
+    RuntimeError,
     struct.error,
     zlib.error,
 )
-"""Errors that Pillow raises for one damaged file or another."""
-_ORIENTATION = 0x0112  # EXIF tag
-READABLE = ("PNG", "JPEG", "WEBP", "PPM", "BMP", "TIFF", "GIF")
-WRITERS = {
-    ".png": ("PNG", {}),
-    ".jpg": ("JPEG", {"quality": 95, "subsampling": 0}),
-    ".jpeg": ("JPEG", {"quality": 95, "subsampling": 0}),
-    ".webp": ("WEBP", {"lossless": True}),
-    ".ppm": ("PPM", {}),
-    ".pgm": ("PPM", {}),
-    ".bmp": ("BMP", {}),
-    ".tif": ("TIFF", {}),
-    ".tiff": ("TIFF", {}),
+"""Errors that Pillow and its plugins raise for one damaged file or another."""
+_XMP_TURN = re.compile(rb"""(tiff:Orientation(?:>|\s*=\s*["']))[2-8]""")
+_UPRIGHT: dict[int, Callable[[np.ndarray], np.ndarray]] = {
+    1: lambda x: x,
+    2: lambda x: x[:, ::-1],
+    3: lambda x: x[::-1, ::-1],
+    4: lambda x: x[::-1],
+    5: lambda x: x.swapaxes(0, 1),
+    6: lambda x: x.swapaxes(0, 1)[:, ::-1],
+    7: lambda x: x[::-1, ::-1].swapaxes(0, 1),
+    8: lambda x: x.swapaxes(0, 1)[::-1],
 }
-"""Pillow's format and options for each extension; lossless where the format can be."""
+"""EXIF orientation -> what makes pixels (H, W, ...) that lie so upright."""
 
 
 @dataclass(frozen=True)
@@ -58,9 +64,11 @@ class Picture:
     alpha: np.ndarray | None = None
     """(H, W) uint8; None for an opaque picture."""
     icc: bytes | None = None
-    """ICC profile of `pixels`."""
+    """ICC profile of `pixels`; a grey picture may have one for RGB."""
     notices: tuple[str, ...] = field(default=(), compare=False)
     """Losses on the way in, for the user to know."""
+    metadata: Metadata = field(default_factory=Metadata)
+    """Its other tags."""
 
     @property
     def height(self) -> int:
@@ -73,12 +81,16 @@ class Picture:
         return self.pixels.shape[1]
 
     def to_pil(self) -> Image.Image:
-        """The picture as mode L, LA, RGB or RGBA, with its ICC profile in `info`."""
+        """The picture as mode L, LA, RGB or RGBA, with its profile and tags in `info`."""
         image = Image.fromarray(self.pixels)
+        if self.pixels.ndim == 2 and is_rgb_profile(self.icc):
+            image = image.convert("RGB")
         if self.alpha is not None:
             image.putalpha(Image.fromarray(self.alpha))
-        if self.icc is not None:
-            image.info["icc_profile"] = self.icc
+        tags = {"icc_profile": self.icc} | {
+            name: getattr(self.metadata, name) for name in ("exif", "xmp", "dpi")
+        }
+        image.info |= {name: value for name, value in tags.items() if value is not None}
         return image
 
 
@@ -97,15 +109,14 @@ def read_picture(source: Path | str | bytes, name: str | None = None) -> Picture
         contents = source if isinstance(source, bytes) else Path(source).read_bytes()
     except OSError as error:
         raise DataError(f"{name}: cannot be read ({error.strerror})") from None
-    with _own_size_limit():
+    with own_size_limit(), warnings.catch_warnings(action="ignore"):
         try:
-            return picture_of(Image.open(io.BytesIO(contents), formats=READABLE), name)
-        except UnidentifiedImageError:
-            raise DataError(
-                f"{name}: is not an image this program reads ({', '.join(READABLE)})"
-            ) from None
+            return _picture(*read_file(contents, name))
+        except DataError as error:
+            raise DataError(f"{name}: {error}") from None
         except _DAMAGE as error:
-            raise DataError(f"{name}: is a damaged image ({error})") from None
+            reason = one_line(error) or type(error).__name__
+            raise DataError(f"{name}: is a damaged image ({reason})") from None
 
 
 def picture_of(image: Image.Image | np.ndarray, name: str = "image") -> Picture:
@@ -117,29 +128,49 @@ def picture_of(image: Image.Image | np.ndarray, name: str = "image") -> Picture:
     if isinstance(image, np.ndarray):
         image = _image_of(image, name)
     check_size(image.width, image.height, name)
-    notices = []
+    parts = FileParts(b"", bits=16 if _has_16_bits(image) else 8)
     if (frames := getattr(image, "n_frames", 1)) > 1:
-        notices.append(f"only the first of {frames} frames is kept")
-    icc = image.info.get("icc_profile") or None
-    if _has_16_bits(image):
-        notices.append("16 bits a channel are reduced to 8")
-    # Pillow copies an image that is upright already, and this one may be large.
-    if image.getexif().get(_ORIENTATION, 1) != 1:
-        image = ImageOps.exif_transpose(image)
-    if image.mode in ("CMYK", "YCbCr", "LAB", "HSV"):
-        notices.append(f"{image.mode} is converted to RGB without its profile")
-        image, icc = image.convert("RGB"), None
-    image = _grey_or_rgb(image, name)
+        parts.notices.append(f"only the first of {frames} frames is kept")
+    parts.keep_info(image.info)
+    parts.orientation = 1 if is_turned(image) else None
+    try:
+        return _picture(parts, pixel_modes.of_image(image))
+    except DataError as error:
+        raise DataError(f"{name}: {error}") from None
 
-    alpha = None
-    if image.mode in ("LA", "RGBA"):
-        plane = np.asarray(image.getchannel("A"))
-        alpha = None if (plane == 255).all() else plane
-        image = image.convert(image.mode[:-1])
+
+def check_size(width: int, height: int, name: str) -> None:
+    """Raises DataError unless a picture of this size can be coded."""
+    if fault := size_fault(width, height):
+        raise DataError(f"{name}: {fault}")
+
+
+def _picture(parts: FileParts, pixels: Pixels) -> Picture:
+    """The picture of a file taken apart: upright, with the tags that hold for it."""
+    notices = list(parts.notices)
+    if parts.bits > 8:
+        notices.append(f"{parts.bits} bits a channel are reduced to 8")
+    icc = parts.icc
+    if pixels.converted_from is not None:
+        notices.append(f"{pixels.converted_from} is converted to RGB without its profile")
+        icc = None
+    icc, unfit = fitting_profile(icc, grey=pixels.values.ndim == 2)
+    if unfit is not None:
+        notices.append(unfit)
     if icc is not None and len(icc) > LARGEST_ICC:
         notices.append(f"its ICC profile of {len(icc)} bytes is left out")
         icc = None
-    return Picture(np.asarray(image), alpha, icc, tuple(notices))
+    metadata = parts.metadata
+    turn = parts.orientation or tiff_block.orientation_of(metadata.exif)
+    if metadata.exif is not None:
+        metadata = replace(metadata, exif=tiff_block.upright(metadata.exif))
+    if turn != 1 and metadata.xmp is not None:
+        metadata = replace(metadata, xmp=_XMP_TURN.sub(rb"\g<1>1", metadata.xmp))
+    if turn > 4 and metadata.dpi is not None:
+        metadata = replace(metadata, dpi=metadata.dpi[::-1])
+    upright = np.ascontiguousarray(_UPRIGHT[turn](pixels.values))
+    alpha = None if pixels.alpha is None else np.ascontiguousarray(_UPRIGHT[turn](pixels.alpha))
+    return Picture(upright, alpha, icc, tuple(notices), metadata)
 
 
 def _image_of(array: np.ndarray, name: str) -> Image.Image:
@@ -153,125 +184,15 @@ def _image_of(array: np.ndarray, name: str) -> Image.Image:
     return Image.fromarray(array[..., 0] if array.shape[2:] == (1,) else array)
 
 
-def _grey_or_rgb(image: Image.Image, name: str) -> Image.Image:
-    """The image in mode L, LA, RGB or RGBA."""
-    if image.mode.startswith("I"):
-        if "transparency" in image.info:
-            raise DataError(
-                f"{name}: marks one of its 16-bit greys as transparent; convert it to 8 bits first"
-            )
-        levels = np.asarray(image).astype(np.int64)
-        if levels.min() < 0 or levels.max() > 65535:
-            raise DataError(f"{name}: has values outside 16 bits; convert it to 8 bits first")
-        # 65535 / 255 = 257: rounds to nearest, and takes white to white.
-        return Image.fromarray(((levels + 128) // 257).astype(np.uint8))
-    if image.mode == "1":
-        return image.convert("L")
-    if image.mode in ("P", "PA") or "transparency" in image.info:
-        transparent = image.mode == "PA" or "transparency" in image.info
-        return image.convert("RGBA" if transparent else "RGB")
-    if image.mode == "RGBX":
-        return image.convert("RGB")
-    if image.mode not in ("L", "LA", "RGB", "RGBA"):
-        raise DataError(f"{name}: has mode {image.mode}; convert it to 8-bit grey or RGB first")
-    return image
-
-
-def check_size(width: int, height: int, name: str) -> None:
-    """Raises DataError unless a picture of this size can be coded."""
-    if max(width, height) > LARGEST_SIDE or width * height > MAX_PIXELS:
-        raise DataError(
-            f"{name}: {width}×{height} is above {MAX_PIXELS} pixels or {LARGEST_SIDE} a side; "
-            "cut it into parts"
-        )
-
-
-def extension_writer(name: str) -> tuple[str, dict[str, object]]:
-    """Pillow's format and options for a file name's extension.
-
-    Raises:
-        DataError: for an extension that is not one of `WRITERS`.
-    """
-    suffix = Path(name).suffix.lower()
-    if suffix not in WRITERS:
-        raise DataError(f"{name}: extension {suffix!r} is not one of {', '.join(WRITERS)}")
-    return WRITERS[suffix]
-
-
-def picture_bytes(picture: Picture, name: str) -> bytes:
-    """The picture as an image file in the format of `name`'s extension.
-
-    Raises:
-        DataError: if that format is unknown or cannot hold the picture.
-    """
-    kind, options = extension_writer(name)
-    if picture.alpha is not None and kind not in ("PNG", "WEBP", "TIFF"):
-        raise DataError(f"{name}: {kind} has no alpha, which this picture has; write .png or .webp")
-    if kind != "PPM" and picture.icc is not None:
-        options = options | {"icc_profile": picture.icc}
-    out = io.BytesIO()
-    try:
-        picture.to_pil().save(out, kind, **options)
-    except (OSError, ValueError) as error:
-        raise DataError(f"{name}: {kind} cannot hold this picture ({error})") from None
-    return out.getvalue()
-
-
-def pack_alpha(alpha: np.ndarray) -> bytes:
-    """An alpha plane (H, W) uint8 as a greyscale PNG."""
-    out = io.BytesIO()
-    Image.fromarray(alpha).save(out, "PNG", optimize=True)
-    return out.getvalue()
-
-
-def unpack_alpha(section: bytes, width: int, height: int) -> np.ndarray:
-    """The inverse of `pack_alpha`.
-
-    Raises:
-        BitstreamError: if it is not a greyscale PNG of that size.
-    """
-    with _own_size_limit():
-        try:
-            image = Image.open(io.BytesIO(section), formats=("PNG",))
-            if image.size != (width, height) or image.mode != "L":
-                raise BitstreamError(
-                    f"has an alpha plane of {image.width}×{image.height}, mode {image.mode}, "
-                    f"for a picture of {width}×{height}"
-                )
-            return np.asarray(image)
-        except (OSError, SyntaxError, ValueError, EOFError, zlib.error) as error:
-            raise BitstreamError(f"has a damaged alpha plane ({error})") from None
-
-
-def pack_icc(icc: bytes) -> bytes:
-    """An ICC profile, deflated."""
-    return zlib.compress(icc, 9)
-
-
-def unpack_icc(section: bytes) -> bytes:
-    """The inverse of `pack_icc`.
-
-    Raises:
-        BitstreamError: if it is damaged or above `LARGEST_ICC` bytes.
-    """
-    inflate = zlib.decompressobj()
-    try:
-        icc = inflate.decompress(section, LARGEST_ICC)
-    except zlib.error as error:
-        raise BitstreamError(f"has a damaged ICC profile ({error})") from None
-    if not inflate.eof or inflate.unused_data:
-        raise BitstreamError(f"has a damaged ICC profile, or one above {LARGEST_ICC} bytes")
-    return icc
-
-
 def _has_16_bits(image: Image.Image) -> bool:
     """True if the file has 16 bits a channel; Pillow reads 16-bit RGB as 8-bit RGB silently."""
-    raw = [str(tile.args) for tile in getattr(image, "tile", ())]
+    raw = [str(tile[3]) for tile in getattr(image, "tile", ())]
     return image.mode.startswith("I") or any(";16" in args for args in raw)
 
 
 @contextmanager
-def _own_size_limit() -> Iterator[None]:
+def own_size_limit() -> Iterator[None]:
+    """Put `check_size` in the place of Pillow's limit of pixels."""
     # Pillow's limit is a global of the process and lower than ours; `check_size` takes its place
     # between reading an image's header and its pixels.
     limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None

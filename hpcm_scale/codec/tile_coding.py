@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hpcm_scale.codec.coding_result import Timing
+from hpcm_scale.codec.coding_result import OnProgress, Timing, unheard
 from hpcm_scale.codec.tiled_transforms import dense
 from hpcm_scale.codec.tiles import HYPER, Tile, inside_mask
 from hpcm_scale.entropy.coder import (
@@ -28,6 +28,8 @@ class EncodedTile(NamedTuple):
     payload: bytes
     estimated_bits: float
     """Information content of the symbols under the model's densities; 0 unless asked for."""
+    y_hat: Tensor
+    """(1, M, h, w): what a decoder will have."""
 
 
 class TileCoder:
@@ -80,7 +82,8 @@ class TileCoder:
         digest: SymbolDigest,
         timing: Timing,
         portable: bool,
-        estimate: bool,
+        estimate: bool = False,
+        on_progress: OnProgress = unheard,
     ) -> EncodedTile:
         """Code one tile.
 
@@ -89,6 +92,7 @@ class TileCoder:
             digest: updated with every symbol.
             timing: told what the entropy coding took.
             estimate: also add up the information content of the symbols.
+            on_progress: told how far the tile is.
 
         Raises:
             DataError: as `hyper_symbols`.
@@ -120,17 +124,25 @@ class TileCoder:
                 values, table = (_coded(x, masks, step) for x in (symbols, index.to(torch.uint8)))
                 digest.update(values)
                 groups.append((values, table, self._y_models))
+            on_progress((step + 1) / steps)
             return symbols
 
-        self.parameters(portable).walk(z_symbols, code)
+        steps = len(self._network.partition.step_scales)
+        y_hat = self.parameters(portable).walk(z_symbols, code)
         with timing.entropy_part():
             encoder = AnsEncoder()
             for group in reversed(groups):
                 encoder.push(*group)
-            return EncodedTile(encoder.payload(), estimated)
+            return EncodedTile(encoder.payload(), estimated, y_hat)
 
     def decode(
-        self, tile: Tile, payload: bytes, digest: SymbolDigest, timing: Timing, portable: bool
+        self,
+        tile: Tile,
+        payload: bytes,
+        digest: SymbolDigest,
+        timing: Timing,
+        portable: bool,
+        on_progress: OnProgress = unheard,
     ) -> Tensor:
         """ŷ (1, M, h, w) of one tile.
 
@@ -151,7 +163,10 @@ class TileCoder:
             z_symbols[..., :rows, :columns] = torch.from_numpy(symbols).view(1, n, rows, columns)
         masks = self._step_masks(tile)
 
+        steps = len(self._network.partition.step_scales)
+
         def code(step: int, index: Tensor, mean: Tensor, scale: Tensor) -> Tensor:
+            on_progress(step / steps)
             with timing.entropy_part():
                 symbols = decoder.pull(_coded(index.to(torch.uint8), masks, step), self._y_models)
                 digest.update(symbols)

@@ -4,6 +4,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hpcm_scale.codec.coding_result import OnProgress, unheard
 from hpcm_scale.codec.tiles import (
     LATENT,
     Grid,
@@ -16,12 +17,15 @@ from hpcm_scale.codec.tiles import (
 from hpcm_scale.models.codec_network import CodecNetwork
 
 
-def analyse(network: CodecNetwork, pixels: np.ndarray, memory: int) -> Tensor:
+def analyse(
+    network: CodecNetwork, pixels: np.ndarray, memory: int, on_progress: OnProgress = unheard
+) -> Tensor:
     """g_a of a picture padded to its canvas.
 
     Args:
         pixels: uint8, (H, W, 3) or (H, W).
         memory: bytes to work in, about.
+        on_progress: told how far it is.
 
     Returns:
         (1, M, h, w) in channels_last memory, h and w those of the canvas over 16.
@@ -40,6 +44,7 @@ def analyse(network: CodecNetwork, pixels: np.ndarray, memory: int) -> Tensor:
         x = torch.from_numpy(_rgb(pixels[window])[None]).to(device)
         latents = network.g_a(dense(x.permute(0, 3, 1, 2) / 255))
         keep.of(y).copy_(_within(read, keep).of(latents))
+        on_progress(_done(keep, (shape[-2], shape[-1])))
 
     reach = analysis_reach(network.config)
     side = piece_side(network.config, reach, memory)
@@ -48,13 +53,19 @@ def analyse(network: CodecNetwork, pixels: np.ndarray, memory: int) -> Tensor:
 
 
 def synthesise(
-    network: CodecNetwork, y_hat: Tensor, size: tuple[int, int], grey: bool, memory: int
+    network: CodecNetwork,
+    y_hat: Tensor,
+    size: tuple[int, int],
+    grey: bool,
+    on_progress: OnProgress,
+    memory: int,
 ) -> np.ndarray:
     """g_s as 8-bit pixels.
 
     Args:
         y_hat: (1, M, h, w), covering at least the picture.
         size: height and width of the picture.
+        on_progress: told how far it is.
         memory: bytes to work in, about.
 
     Returns:
@@ -74,6 +85,7 @@ def synthesise(
         place = pixels[top : top + x.shape[0], left : left + x.shape[1]]
         x = x[: place.shape[0], : place.shape[1]]
         place[:] = x[..., 0] if grey else x
+        on_progress(_done(keep, (y_hat.shape[-2], y_hat.shape[-1])))
 
     reach = synthesis_reach(network.config)
     side = piece_side(network.config, reach, memory)
@@ -89,6 +101,13 @@ def dense(x: Tensor) -> Tensor:
 
 def _rgb(pixels: np.ndarray) -> np.ndarray:
     return pixels if pixels.ndim == 3 else pixels[..., None].repeat(3, axis=2)
+
+
+def _done(piece: Grid, sides: tuple[int, int]) -> float:
+    """The share of a grid that is covered once a piece is, row after row of pieces."""
+    rows, columns = sides
+    before = piece.top * columns + piece.height * piece.left
+    return (before + piece.height * piece.width) / (rows * columns)
 
 
 def _within(read: Grid, keep: Grid) -> Grid:

@@ -86,12 +86,13 @@ class Tables:
         if (
             self.boundaries.dtype != np.float32
             or self.boundaries.shape != (len(self.y.ranges) - 1,)
+            or not np.isfinite(self.boundaries).all()
             or not (np.diff(self.boundaries) > 0).all()
             or len(self.y.ranges) > 256  # indices are bytes
         ):
             raise CheckpointError(
-                "coding tables: the scale boundaries are not ascending float32, one fewer than "
-                "the tables of y; export the model again"
+                "coding tables: the scale boundaries are not finite, ascending float32, one fewer "
+                "than the tables of y; export the model again"
             )
 
     def arrays(self) -> dict[str, np.ndarray]:

@@ -13,6 +13,10 @@ LEAST_POINTS = {"pchip": 2, "akima": 2, "cubic": 4}
 """Points a curve must have to determine its interpolation."""
 
 
+LEAST_OVERLAP = 0.1
+"""Share of the wider curve's range below which a figure says little of the curves."""
+
+
 class _Curve(Protocol):
     def integrate(self, a: float, b: float) -> Any: ...
 
@@ -87,6 +91,13 @@ def bd_psnr(
     curve = _checked("curve", rate, quality, method)
     (r0, q0), (r1, q1) = anchor, curve
     return float(_mean_difference((np.log(r0), q0), (np.log(r1), q1), method, "rate"))
+
+
+def overlap(anchor: np.ndarray, curve: np.ndarray) -> float:
+    """The range that two sets of values share, as a part of the wider one's; 0 if it has none."""
+    wider = max(np.ptp(anchor), np.ptp(curve))
+    shared = min(anchor.max(), curve.max()) - max(anchor.min(), curve.min())
+    return float(max(shared, 0) / wider) if wider > 0 else 0.0
 
 
 def _checked(

@@ -73,7 +73,10 @@ def read_command_codec(text: str) -> CommandCodec:
         values = {key.strip(): value.strip() for key, _, value in items}
         codec = parse(CommandCodec, values, "--codec")
     for command in (codec.encode, codec.decode):
-        program = shlex.split(command)[0]
+        try:
+            program = shlex.split(command)[0]
+        except ValueError as error:
+            raise ConfigError(f"--codec {codec.name}: {command!r}: {error}") from None
         if shutil.which(program) is None:
             raise ConfigError(f"--codec {codec.name}: the program {program} is not installed")
     return codec

@@ -7,16 +7,17 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from hpcm_scale.codec.commands import find_model
+from hpcm_scale.codec.find_model import find_model
 from hpcm_scale.errors import ConfigError, DataError
 from hpcm_scale.evaluation import table
 from hpcm_scale.evaluation.codecs import PILLOW, Setting, model_settings, pillow_settings
 from hpcm_scale.evaluation.command_codec import command_settings, read_command_codec
 from hpcm_scale.evaluation.comparison_page import write_page
-from hpcm_scale.evaluation.curves import Evaluation, assess, checked_anchor, write
+from hpcm_scale.evaluation.curves import Evaluation, assess, checked_anchor
 from hpcm_scale.evaluation.evaluate import evaluate, join_processes, pictures_in
 from hpcm_scale.evaluation.plots import plot
 from hpcm_scale.evaluation.published import read_points
+from hpcm_scale.evaluation.report_file import Report, read, write
 
 RIVALS = ("jpeg", "webp", "avif")
 """On the comparison page unless codecs are named."""
@@ -69,6 +70,8 @@ def evaluate_codecs(
         *(s for text in commands for s in command_settings(read_command_codec(text))),
     ]
     _check_names(settings)
+    if anchor is not None:
+        checked_anchor(anchor, [s.curve for s in settings] + [curve.name for curve in others])
     rows = evaluate(settings, images, folder, state, place, errors)
     state.destroy_process_group()  # what is left is one process's work
     if not state.is_main_process:
@@ -84,10 +87,18 @@ def evaluate_codecs(
         write_page(subject, rivals, shown, place, memory, written[-1])
     console.print(
         table.measured_table(
-            found.curves, found.deltas, found.anchor or "", str(data), found.machines
+            Report(
+                data=str(data),
+                machines=found.machines,
+                curves=found.curves,
+                anchor=found.anchor,
+                deltas=found.deltas,
+                left_out=found.left_out,
+            )
         )
     )
-    console.print(f"{folder}: {', '.join(path.name for path in written)}", highlight=False)
+    names_written = ", ".join(path.name for path in written)
+    console.print(f"{folder}: {names_written}", highlight=False, markup=False)
     if found.failures:
         dropped = f"; dropped: {', '.join(found.dropped)}" if found.dropped else ""
         raise DataError(
@@ -128,11 +139,14 @@ def tables(results: Sequence[Path], points: Sequence[str], anchor: str | None) -
     Raises:
         DataError: if a folder or a file holds none, or the anchor is not among the curves.
     """
-    yield table.published_table()
-    yield table.counted_table()
+    # What can be wrong comes first: the counting takes its time.
+    reports = [read(folder) for folder in results]
     curves = [curve for source in points for curve in read_points(source)]
     if curves:
-        first = curves[0].name
-        yield table.points_table(curves, checked_anchor(anchor, curves, first))
-    for folder in results:
-        yield from table.report_tables(folder)
+        anchor = checked_anchor(anchor, [curve.name for curve in curves])
+    yield table.published_table()
+    yield table.counted_table()
+    if anchor is not None and curves:
+        yield table.points_table(curves, anchor)
+    for report in reports:
+        yield table.measured_table(report)

@@ -1,32 +1,25 @@
 """Rate-distortion curves from an evaluation's rows, and how they compare."""
 
-import csv
-import io
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 
-from hpcm_scale import __version__
 from hpcm_scale.errors import DataError, RunError
-from hpcm_scale.evaluation.bd_rate import Method, bd_psnr, bd_rate
+from hpcm_scale.evaluation.bd_rate import LEAST_OVERLAP, Method, bd_psnr, bd_rate, overlap
 from hpcm_scale.evaluation.codecs import Setting
 from hpcm_scale.evaluation.evaluate import ResultRow
-from hpcm_scale.files import atomic_write
 
-FORMAT = "hpcm_scale evaluation 1"
+USUAL_ANCHOR = "jpeg"
 METRICS = {"psnr": "PSNR (dB)", "ms_ssim_db": "MS-SSIM (dB)"}
 METHODS: tuple[Method, ...] = ("pchip", "akima", "cubic")
 AVERAGED = (
     "bytes", "bpp", "psnr", "ms_ssim", "ms_ssim_db", "encode_seconds", "decode_seconds",
 )  # fmt: skip
-COLUMNS = (
-    "curve", "setting", "image", "width", "height", "bytes", "bpp", "mse", "psnr", "ms_ssim",
-    "ms_ssim_db", "encode_seconds", "decode_seconds", "peak_mib", "machine", "error",
-)  # fmt: skip
+
+Coded = Mapping[tuple[str, str], Mapping[str, ResultRow]]
+"""Row of each picture, by curve and setting."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +28,9 @@ class Curve:
 
     name: str
     points: list[ResultRow] = field(default_factory=list)
-    """Averages of each setting: "bpp", qualities by `METRICS`, and what else was measured."""
+    """Averages of each setting: "bpp", qualities by `METRICS`, and what else was measured.
+
+    Where a metric's average leaves pictures out, "bpp of METRIC" is the rate of those in it."""
     published: bool = False
     """Read from a file, not measured in this evaluation."""
 
@@ -58,7 +53,7 @@ class Curve:
         """Rates and qualities (n,) of the points that have this metric."""
         known = [point for point in self.points if point.get(metric) is not None]
         return (
-            np.array([point["bpp"] for point in known]),
+            np.array([point.get(f"bpp of {metric}", point["bpp"]) for point in known]),
             np.array([point[metric] for point in known]),
         )
 
@@ -73,9 +68,11 @@ class Delta:
     bd_rate: float | None
     """Percent; None if refused."""
     bd_quality: float | None
-    """In the metric's unit; None if refused."""
+    """Quality difference in the metric's unit; None if refused."""
     refused: str | None = None
-    """Why there is no figure."""
+    """Reason why there is no figure."""
+    caution: str | None = None
+    """Reason why the figures say little."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +89,17 @@ class Evaluation:
     anchor: str | None
     deltas: list[Delta]
     machines: list[str]
+    left_out: "dict[str, LeftOut]"
+    """Omissions from the averages, by metric, where there are any."""
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """Omissions from a metric's averages, so that none of them is infinite or undefined."""
+
+    images: list[str]
+    settings: list[str]
+    """Settings that have no average of the metric."""
 
 
 def assess(
@@ -103,7 +111,10 @@ def assess(
     """Average the rows into curves and compare them.
 
     A picture counts if every setting coded it, so that all averages are over the same pictures;
-    a setting that coded none at all is dropped instead.
+    a setting that coded none at all is dropped instead. For the same reason the averages of a
+    metric leave out pictures for which it is infinite (nothing was lost) or undefined (MS-SSIM of
+    sides below 161 pixels), and settings at which it is (lossless ones): time and again the picture
+    or setting with the largest share of such values. Rates are then of the same pictures.
 
     Args:
         rows: from `evaluate`.
@@ -123,46 +134,49 @@ def assess(
     if not images:
         reasons = "; ".join(dict.fromkeys(row["error"] for row in failures[:3]))
         raise DataError(f"no picture was coded at every setting: {reasons}")
-    curves = [*_curves_of(settings, coded, images), *others]
-    anchor = checked_anchor(anchor, curves, "jpeg")
+    left_out = _left_out(coded, images)
+    curves = [*_curves_of(settings, coded, images, left_out), *others]
+    anchor = checked_anchor(anchor, [curve.name for curve in curves])
     return Evaluation(
         curves,
         images,
         failures,
-        [f"{curve} {name}" for (curve, name), done in by_setting.items() if not done],
+        [_named(*setting) for setting, done in by_setting.items() if not done],
         anchor,
         deltas(curves, anchor),
         sorted({row["machine"] for done in coded.values() for row in done.values()}),
+        left_out,
     )
 
 
-def checked_anchor(anchor: str | None, curves: Sequence[Curve], usual: str) -> str:
-    """The name of the curve that others are compared to: `usual`, or else the first, unless told.
+def checked_anchor(anchor: str | None, names: Sequence[str]) -> str:
+    """The name of the curve that others are compared to: jpeg, or else the first, unless told.
+
+    Args:
+        names: of all curves.
 
     Raises:
         DataError: if there is no such curve.
     """
-    names = [curve.name for curve in curves]
-    anchor = anchor or (usual if usual in names else names[0])
+    anchor = anchor or (USUAL_ANCHOR if USUAL_ANCHOR in names else names[0])
     if anchor not in names:
-        raise DataError(f"--anchor: {anchor!r} is not one of {', '.join(names)}")
+        raise DataError(f"--anchor: {anchor!r} is not one of {', '.join(dict.fromkeys(names))}")
     return anchor
 
 
 def _curves_of(
     settings: Sequence[Setting],
-    coded: dict[tuple[str, str], dict[str, ResultRow]],
+    coded: Coded,
     images: Sequence[str],
+    left_out: Mapping[str, LeftOut],
 ) -> list[Curve]:
-    """The measured curves: a point for each setting, the averages of its rows over `images`.
-
-    Args:
-        coded: by curve and setting, the row of each picture.
-    """
+    """The measured curves: a point for each setting, the averages of its rows over `images`."""
     curves: dict[str, Curve] = {}
     for setting in settings:
         if done := coded.get((setting.curve, setting.name)):
-            point = {"setting": setting.name} | _averages([done[image] for image in images])
+            point = {"setting": setting.name} | _averages(
+                [done[image] for image in images], left_out, _named(setting.curve, setting.name)
+            )
             if setting.model is not None:
                 info = setting.model
                 point["model"] = {"file": str(info.path), "label": info.label}
@@ -173,12 +187,49 @@ def _curves_of(
     return list(curves.values())
 
 
-def _averages(rows: Sequence[ResultRow]) -> ResultRow:
-    """Means over pictures; of the qualities in dB too, as the HPCM papers do. None spreads."""
+def _named(curve: str, setting: str) -> str:
+    return f"{curve} {setting}"
+
+
+def _left_out(coded: Coded, images: Sequence[str]) -> dict[str, LeftOut]:
+    """Omissions from the averages, by metric, if any."""
+    settings = list(coded)
+    out = {}
+    for metric in METRICS:
+        missing = np.array(
+            [[coded[setting][image][metric] is None for image in images] for setting in settings]
+        )
+        rows, columns = np.ones(len(settings), bool), np.ones(len(images), bool)
+        while (left := missing & rows[:, None] & columns).any():
+            by_setting = left.sum(1) / columns.sum()
+            by_image = left.sum(0) / rows.sum()
+            if by_setting.max() > by_image.max():
+                rows[by_setting.argmax()] = False
+            else:
+                columns[by_image.argmax()] = False
+        if not (rows.all() and columns.all()):
+            out[metric] = LeftOut(
+                [image for image, kept in zip(images, columns, strict=True) if not kept],
+                [_named(*name) for name, kept in zip(settings, rows, strict=True) if not kept],
+            )
+    return out
+
+
+def _averages(
+    rows: Sequence[ResultRow], left_out: Mapping[str, LeftOut], setting: str
+) -> ResultRow:
+    """Means over pictures; of the qualities in dB too, as the HPCM papers do."""
     means: ResultRow = {"images": len(rows)}
     for column in AVERAGED:
-        values = [row[column] for row in rows]
-        means[column] = None if None in values else float(np.mean(values))
+        metric = "ms_ssim_db" if column == "ms_ssim" else column
+        lacking = left_out.get(metric, LeftOut([], []))
+        counted = [row for row in rows if row["image"] not in lacking.images]
+        if setting in lacking.settings or not counted:
+            means[column] = None
+            continue
+        means[column] = float(np.mean([row[column] for row in counted]))
+        if column in METRICS and lacking.images:
+            means[f"bpp of {column}"] = float(np.mean([row["bpp"] for row in counted]))
     peaks = [row["peak_mib"] for row in rows if row["peak_mib"] is not None]
     return means | {"peak_mib": max(peaks, default=None)}
 
@@ -208,64 +259,8 @@ def _delta(anchor: Curve, curve: Curve, metric: str, method: Method) -> Delta:
             refusals.append(str(error).removeprefix("BD-rate: "))
     rate, difference = values
     refused = "; ".join(dict.fromkeys(refusals)) or None
-    return Delta(curve.name, metric, method, rate, difference, refused)
-
-
-def write(
-    evaluation: Evaluation, rows: Sequence[ResultRow], data: Path, folder: Path
-) -> list[Path]:
-    """Write report.json, images.csv and averages.csv; their paths.
-
-    Raises:
-        OSError: if the folder cannot be written.
-    """
-    report = {
-        "format": FORMAT,
-        "program": __version__,
-        "data": str(data),
-        "machines": evaluation.machines,
-        "images": evaluation.images,
-        "dropped": evaluation.dropped,
-        "failures": [
-            {name: row[name] for name in ("curve", "setting", "image", "error")}
-            for row in evaluation.failures
-        ],
-        "curves": [vars(curve) for curve in evaluation.curves],
-        "anchor": evaluation.anchor,
-        "deltas": [vars(delta) for delta in evaluation.deltas],
-    }
-    measured = [
-        {"curve": curve.name} | point
-        for curve in evaluation.curves
-        if not curve.published
-        for point in curve.points
-    ]
-    paths = [folder / name for name in ("report.json", "images.csv", "averages.csv")]
-    atomic_write(paths[0], json.dumps(report, indent=1))
-    atomic_write(paths[1], _csv(COLUMNS, rows))
-    atomic_write(paths[2], _csv(("curve", "setting", "images", *AVERAGED, "peak_mib"), measured))
-    return paths
-
-
-def _csv(columns: Sequence[str], rows: Sequence[ResultRow]) -> str:
-    out = io.StringIO()
-    writer = csv.DictWriter(out, columns, extrasaction="ignore", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return out.getvalue()
-
-
-def read_report(folder: Path) -> dict[str, Any]:
-    """The report.json of an evaluation.
-
-    Raises:
-        DataError: if there is none, or it is of another format.
-    """
-    path = folder / "report.json"
-    try:
-        report = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: cannot be read ({error})") from None
-    if not isinstance(report, dict) or report.get("format") != FORMAT:
-        raise DataError(f"{path}: is not a report of hpcm-scale eval ({FORMAT})")
-    return report
+    share = overlap(anchor.of(metric)[1], curve.of(metric)[1])
+    caution = None
+    if rate is not None and share < LEAST_OVERLAP:
+        caution = f"the curves share {share:.1%} of the wider one's range of quality"
+    return Delta(curve.name, metric, method, rate, difference, refused, caution)

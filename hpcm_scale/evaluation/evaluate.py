@@ -19,11 +19,12 @@ import torch
 from accelerate import PartialState
 from filelock import FileLock
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
+from hpcm_scale.codec.image_kinds import SUFFIXES, is_picture
 from hpcm_scale.codec.images import Picture, read_picture
-from hpcm_scale.data.images import SUFFIXES, image_suffix
-from hpcm_scale.errors import DataError, HpcmError, one_line
+from hpcm_scale.errors import DataError, HpcmError, one_line, printable
 from hpcm_scale.evaluation.codecs import Coder, Setting
 from hpcm_scale.evaluation.metrics import decibels, ms_ssim, mse
 from hpcm_scale.units import psnr
@@ -42,7 +43,7 @@ def pictures_in(folder: Path) -> list[Path]:
     """
     if not folder.is_dir():
         raise DataError(f"--data: {folder} is not a folder")
-    paths = sorted(path for path in folder.iterdir() if image_suffix(path.name))
+    paths = sorted(p for p in folder.iterdir() if is_picture(p.name) and p.is_file())
     if not paths:
         raise DataError(f"--data: {folder} has no pictures ({', '.join(SUFFIXES)})")
     return paths
@@ -83,14 +84,15 @@ class ResultLog:
         self._lock = FileLock(path.with_suffix(".lock"))
 
     def read(self) -> dict[str, ResultRow]:
-        """The rows by key, of several of one key the last; a line cut short is left out."""
+        """The rows by key, of several of one key the last; a line that is no row is left out."""
         rows = {}
-        for line in self._path.read_text().splitlines() if self._path.is_file() else ():
+        for line in self._path.read_bytes().splitlines() if self._path.is_file() else ():
             try:
                 row = json.loads(line)
-            except ValueError:
+            except (ValueError, RecursionError):
                 continue
-            rows[row["key"]] = row
+            if isinstance(row, dict) and isinstance(row.get("key"), str):
+                rows[row["key"]] = row
         return rows
 
     def append(self, row: ResultRow) -> None:
@@ -100,6 +102,22 @@ class ResultLog:
             if file.tell() and os.pread(file.fileno(), 1, file.tell() - 1) != b"\n":
                 line = b"\n" + line  # what a killed process left must not swallow this one
             file.write(line)
+
+
+def _is_whole(row: ResultRow) -> bool:
+    """True if a row has all its figures, each of its kind: the file may have been edited."""
+    counted = (row.get("bytes"), row.get("bpp"), row.get("encode_seconds"), row.get("mse"))
+    others = [row.get(name) for name in ("decode_seconds", "width", "height")]
+    qualities = [row.get(name, "") for name in ("psnr", "ms_ssim", "ms_ssim_db", "peak_mib")]
+    return (
+        all(_is_number(value) for value in (*counted, *others))
+        and all(value is None or _is_number(value) for value in qualities)
+        and isinstance(row.get("machine"), str)
+    )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
 
 
 def evaluate(
@@ -130,7 +148,7 @@ def evaluate(
         parts = [setting.key, hashes[image], torch.get_num_threads()]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:24]
 
-    done = {key for key, row in log.read().items() if "error" not in row}
+    done = {key for key, row in log.read().items() if _is_whole(row)}
     state.wait_for_everyone()  # nobody writes before everybody has read
     with state.split_between_processes(list(images)) as share:
         mine = [path for path in share if isinstance(path, Path)]
@@ -151,17 +169,17 @@ def evaluate(
     ) as progress:
         task = progress.add_task("", total=sum(len(pending) for _, pending in jobs))
         for setting, pending in jobs:
-            progress.update(task, description=f"{setting.curve} {setting.name}")
+            progress.update(task, description=escape(f"{setting.curve} {setting.name}"))
             for image, result in _coded(setting, pending):
                 row = {"key": key_of(setting, image), "curve": setting.curve}
                 row |= {"setting": setting.name, "image": image.name}
                 log.append(row | result | about)
                 if (error := result.get("error")) and error not in said:
                     said.add(error)  # once, not at each of its settings
-                    console.print(f"hpcm-scale: {error}", markup=False, soft_wrap=True)
+                    console.print(f"hpcm-scale: {printable(error)}", markup=False, soft_wrap=True)
                 progress.advance(task)
     state.wait_for_everyone()
-    rows = log.read()
+    rows = {key: row for key, row in log.read().items() if "error" in row or _is_whole(row)}
     unseen = {"error": f"no result in {folder}, which all processes must share"}
     return [
         rows.get(key_of(setting, image), unseen)

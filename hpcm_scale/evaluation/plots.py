@@ -43,7 +43,7 @@ def plot(curves: Sequence[Curve], subject: str, folder: Path) -> list[Path]:
                 axes.plot(
                     rates,
                     values,
-                    label=curve.name,
+                    label=_plain(curve.name),
                     color=colours[k % len(colours)],
                     marker=MARKERS[k % len(MARKERS)],
                     ms=5 if learned else 4,
@@ -54,11 +54,16 @@ def plot(curves: Sequence[Curve], subject: str, folder: Path) -> list[Path]:
             _limit(axes, shown)
             axes.set_xlabel("Rate (bits per pixel, of whole files)")
             axes.set_ylabel(label)
-            axes.set_title(subject, loc="left")
+            axes.set_title(_plain(subject), loc="left")
             axes.legend(loc="lower right", frameon=False)
             name = "rd-" + metric.removesuffix("_db").replace("_", "-")
             paths += save_figure(figure, folder / name)
     return paths
+
+
+def _plain(name: str) -> str:
+    """A name that matplotlib shows as it stands: no formulas, nothing hidden from the legend."""
+    return f"\u200b{name}".replace("$", r"\$") if name.startswith("_") else name.replace("$", r"\$")
 
 
 def _learned(curve: Curve) -> bool:

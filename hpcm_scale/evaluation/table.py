@@ -1,15 +1,17 @@
 """Tables for the terminal: the papers' figures, counted complexity, measurements."""
 
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 from rich import box
 from rich.table import Table
+from rich.text import Text
 
-from hpcm_scale.evaluation.curves import METRICS, Curve, Delta, deltas, read_report
+from hpcm_scale.errors import printable
+from hpcm_scale.evaluation.counts_cache import CountsCache
+from hpcm_scale.evaluation.curves import METRICS, Curve, Delta, deltas
 from hpcm_scale.evaluation.published import DATASETS, ablations, systems
-from hpcm_scale.models.complexity import complexity_table
+from hpcm_scale.evaluation.report_file import Report, left_out_lines
 from hpcm_scale.models.zoo import model_config, variants
 
 
@@ -46,9 +48,10 @@ def counted_table() -> Table:
     )
     published = {system.variant: system for system in systems() if system.variant}
     effects = ablations()
+    counts = CountsCache()
     for name in variants():
         config = model_config(name)
-        counted = complexity_table(config)[-1]
+        counted = counts.of(config)
         system, printed = published.get(name), config.published
         kmacs = system.kmacs_per_pixel if system else printed and printed.kmacs_per_pixel
         table.add_row(
@@ -60,66 +63,64 @@ def counted_table() -> Table:
             "–" if not kmacs else f"{100 * (counted.kmacs_per_pixel / kmacs - 1):+.3f} %",
             _number(effects.get(name), "+.2f"),
         )
+    counts.save()
     table.caption = "The last column is published: ablations of Base on Kodak, arXiv 2507.19125."
     return table
 
 
-def report_tables(folder: Path) -> Iterator[Table]:
-    """Tables of an evaluation's measurements.
-
-    Raises:
-        DataError: if there is no report in it.
-    """
-    report = read_report(folder)
-    curves = [Curve(**values) for values in report["curves"]]
-    found = [Delta(**values) for values in report["deltas"]]
-    yield measured_table(curves, found, report["anchor"], report["data"], report["machines"])
-
-
-def measured_table(
-    curves: Sequence[Curve], found: Sequence[Delta], anchor: str, data: str, machines: Sequence[str]
-) -> Table:
-    """Averages of every measured point, and every curve's BD-rate."""
+def measured_table(report: Report) -> Table:
+    """Averages of every measured point of an evaluation, and every curve's BD-rate."""
     table = _table(
-        f"MEASURED here: {data}, files' real sizes; BD-rate (PCHIP) against {anchor}",
+        f"MEASURED here: {report.data}, files' real sizes; BD-rate (PCHIP) against {report.anchor}",
         ("codec", "setting"),
         (
             "bpp", "PSNR dB", "MS-SSIM dB", "enc. s", "dec. s", "peak MiB",
             *(f"BD-rate {label.split()[0]}" for label in METRICS.values()),
         ),
     )  # fmt: skip
-    by_pchip = {(d.curve, d.metric): d for d in found if d.method == "pchip"}
-    refusals = []
-    for curve in curves:
+    by_pchip = {(d.curve, d.metric): d for d in report.deltas if d.method == "pchip"}
+    remarks = left_out_lines(report.left_out)
+    for curve in report.curves:
         summary = []
         for metric in METRICS:
             delta = by_pchip.get((curve.name, metric))
-            text = "anchor" if curve.name == anchor else "–"
+            text = "anchor" if curve.name == report.anchor else "–"
             if delta is not None:
-                text = _number(delta.bd_rate, "+.2f", "refused") + " %" * (
-                    delta.bd_rate is not None
-                )
-                if delta.refused:
-                    refusals.append(f"{curve.name}, {METRICS[metric]}: {delta.refused}")
+                text, remark = _delta(delta)
+                remarks += [remark] if remark else []
             summary.append(text)
         if curve.published:
-            table.add_row(curve.name, "", *"–" * 6, *summary)
+            _add(table, curve.name, "", *"–" * 6, *summary)
         for i, point in enumerate([] if curve.published else curve.points):
-            table.add_row(
+            _add(
+                table,
                 curve.name if i == 0 else "",
-                point["setting"],
+                point.get("setting", ""),
                 _number(point["bpp"], ".4f"),
-                _number(point["psnr"], ".3f"),
-                _number(point["ms_ssim_db"], ".3f"),
-                _number(point["encode_seconds"], ".3f"),
-                _number(point["decode_seconds"], ".3f"),
-                _number(point["peak_mib"], ".0f"),
+                _number(point.get("psnr"), ".3f"),
+                _number(point.get("ms_ssim_db"), ".3f"),
+                _number(point.get("encode_seconds"), ".3f"),
+                _number(point.get("decode_seconds"), ".3f"),
+                _number(point.get("peak_mib"), ".0f"),
                 *(summary if i == 0 else ("", "")),
             )
         table.add_section()
-    lines = [f"Wall times; peak memory of the process, libraries included. {m}" for m in machines]
-    table.caption = "\n".join([*lines, *(f"refused: {line}" for line in refusals)])
+    lines = [
+        f"Wall times; peak memory of the process, libraries included. {machine}"
+        for machine in report.machines
+    ]
+    table.caption = _text("\n".join([*lines, *remarks]))
     return table
+
+
+def _delta(delta: Delta) -> tuple[str, str | None]:
+    """A BD-rate as a cell, and what has to be said of it below the table."""
+    where = f"{delta.curve}, {METRICS.get(delta.metric, delta.metric)}"
+    if delta.bd_rate is None:
+        return "refused", f"refused: {where}: {delta.refused}"
+    if delta.caution is not None:
+        return f"{delta.bd_rate:+.2f} % (!)", f"(!) {where}: {delta.caution}"
+    return f"{delta.bd_rate:+.2f} %", None
 
 
 def points_table(curves: Sequence[Curve], anchor: str) -> Table:
@@ -132,25 +133,41 @@ def points_table(curves: Sequence[Curve], anchor: str) -> Table:
     found: dict[tuple[str, str], dict[str, Any]] = {}
     for delta in deltas(curves, anchor):
         found.setdefault((delta.curve, delta.metric), {})[delta.method] = delta
+    remarks: list[str] = []
     for (name, metric), by_method in found.items():
         curve = next(curve for curve in curves if curve.name == name)
-        table.add_row(
+        _, remark = _delta(by_method["pchip"])
+        remarks += [remark] if remark else []
+        _add(
+            table,
             name,
             METRICS[metric],
             str(len(curve.of(metric)[0])),
             *(_number(by_method[m].bd_rate, "+.2f", "refused") for m in by_method),
             _number(by_method["pchip"].bd_quality, "+.3f", "refused"),
         )
+    table.caption = _text("\n".join(remarks)) if remarks else None
     return table
 
 
 def _table(title: str, texts: Sequence[str], numbers: Sequence[str]) -> Table:
-    table = Table(title=title, title_justify="left", caption_justify="left", box=box.SIMPLE_HEAD)
+    table = Table(
+        title=_text(title), title_justify="left", caption_justify="left", box=box.SIMPLE_HEAD
+    )
     for column in texts:
         table.add_column(column)
     for column in numbers:
         table.add_column(column, justify="right")
     return table
+
+
+def _add(table: Table, *cells: str) -> None:
+    """Add a row of names and figures, none of them markup."""
+    table.add_row(*map(_text, cells))
+
+
+def _text(text: str) -> Text:
+    return Text("\n".join(map(printable, text.split("\n"))))
 
 
 def _number(value: float | None, form: str, absent: str = "–") -> str:

@@ -1,33 +1,40 @@
 """The exported model: one safetensors file, or several and an index, that is the whole codec.
 
 Tensors: the network's parameters under their own names, in float32 or, rounded to half of its
-size, float16, and the frozen integer coding
-tables under `coding.`. Metadata: format version, model configuration, λ, training record, hash of
-the tables, and the identity of it all, which bitstreams carry. Large models may be cut into
+size, float16, and the frozen integer coding tables under `coding.`. Metadata: `model_info.py`.
+Large models may be cut into
 `NAME-00001-of-00003.safetensors` and so on with `NAME.safetensors.index.json` in Hugging Face's
 layout; the metadata are then in the index and in the first shard.
 """
 
-import hashlib
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from hpcm_scale.config import ModelConfig, parse_model
+from hpcm_scale.config import ModelConfig
 from hpcm_scale.entropy.exact.parameters import check_exact
 from hpcm_scale.entropy.tables import Tables, build_tables
-from hpcm_scale.errors import CheckpointError, ConfigError
+from hpcm_scale.errors import CheckpointError, one_line
 from hpcm_scale.models.codec_network import CodecNetwork
-from hpcm_scale.models.zoo import build
+from hpcm_scale.weights.model_info import FORMAT, LONGEST_REASON, ModelInfo, info_of
+from hpcm_scale.weights.parameters import (
+    Extent,
+    Rounded,
+    build_on_meta,
+    check_names,
+    hash_of,
+    identity_of,
+    parameter_shapes,
+    values_of,
+)
 from hpcm_scale.weights.safetensors_writer import (
     TensorSpec,
     TensorWriter,
@@ -36,35 +43,12 @@ from hpcm_scale.weights.safetensors_writer import (
     split,
 )
 
-FORMAT = "hpcm_scale model 1"
-"""Value of the metadata key `format`."""
 TABLES_PREFIX = "coding."
 SUFFIX = ".safetensors"
 INDEX_SUFFIX = ".safetensors.index.json"
 BUNDLED = Path(__file__).parent.parent / "codec" / "bundled"
 """Folder of the models that come with the package."""
 _SHARD = re.compile(r".*-\d{5}-of-\d{5}")
-
-
-@dataclass(frozen=True)
-class ModelInfo:
-    """Self-description of a model file."""
-
-    path: Path
-    config: ModelConfig
-    lmbda: float | None
-    """The rate-distortion weight it was trained for; None if not known."""
-    identity: str
-    """SHA-256 of configuration, parameters and tables, in hexadecimal; files carry a prefix."""
-    tables_hash: str
-    """SHA-256 of the coding tables."""
-    record: dict[str, Any]
-    """The training record."""
-
-    @property
-    def label(self) -> str:
-        """Name for people: configuration and λ, such as base-0.013."""
-        return self.config.name if self.lmbda is None else f"{self.config.name}-{self.lmbda:g}"
 
 
 @dataclass(frozen=True)
@@ -114,10 +98,10 @@ def save_model(
     if path.suffix != SUFFIX:
         raise CheckpointError(f"{path}: does not end in {SUFFIX}, which model files do")
     shapes = parameter_shapes(model_config, str(path))
-    _check_names(state_dict, shapes, model_config, str(path))
+    check_names(state_dict, shapes, model_config, str(path))
     if half:
-        state_dict = _Rounded(state_dict)
-    tables = build_tables(_values(state_dict, "z_prior.scale", shapes, str(path)).flatten())
+        state_dict = Rounded(state_dict)
+    tables = build_tables(values_of(state_dict, "z_prior.scale", shapes, str(path)).flatten())
     arrays = {TABLES_PREFIX + name: array for name, array in tables.arrays().items()}
     specs = {name: TensorSpec(array.shape, array.dtype.name) for name, array in arrays.items()}
     dtype = "float16" if half else "float32"
@@ -142,11 +126,11 @@ def save_model(
                     if tensor in arrays:
                         writer.write(tensor, arrays[tensor])
                     else:
-                        values = _values(state_dict, tensor, shapes, str(path))
-                        hashes[tensor] = _hash(values)
+                        values = values_of(state_dict, tensor, shapes, str(path))
+                        hashes[tensor] = hash_of(values)
                         writer.write(tensor, values.astype(dtype, copy=False))
         _check_exact(model_config, [folder / name for name in names], str(path))
-        metadata["identity"] = _identity(metadata["config"], shapes, hashes, tables)
+        metadata["identity"] = identity_of(metadata["config"], shapes, hashes, tables)
         rewrite_metadata(folder / names[0], shards[0], metadata)
         if len(shards) > 1:
             path = path.with_name(path.stem + INDEX_SUFFIX)
@@ -162,7 +146,7 @@ def save_model(
             (folder / path.name).write_text(json.dumps(index, indent=1) + "\n")
         if check is not None:
             check(folder / path.name)
-    return _info(path, metadata)
+    return info_of(path, metadata)
 
 
 def read_info(path: Path | str) -> ModelInfo:
@@ -175,9 +159,9 @@ def read_info(path: Path | str) -> ModelInfo:
     """
     path = Path(path)
     if _is_index(path):
-        return _info(path, _read_index(path)[0])
+        return info_of(path, _read_index(path)[0])
     with _opened(path) as stored:
-        return _info(path, stored.metadata() or {})
+        return info_of(path, stored.metadata() or {})
 
 
 def load_model(path: Path | str, device: torch.device | str = "cpu") -> LoadedModel:
@@ -186,55 +170,48 @@ def load_model(path: Path | str, device: torch.device | str = "cpu") -> LoadedMo
     Parameters stay mapped from the file until moved or written to.
 
     Raises:
-        CheckpointError: if it is missing or not a model file, or if its contents are not those
-            its identity was computed from.
+        CheckpointError: if it is missing or not a model file, its configuration needs more
+            parameters than it has, they are not finite, or its contents are not those its
+            identity was computed from.
     """
     path = Path(path)
     if _is_index(path):
         metadata, shards = _read_index(path)
-        info = _info(path, metadata)
+        info = info_of(path, metadata)
         stored_tensors: dict[str, Tensor] = {}
         for shard, names in shards.items():
             stored_tensors |= _stored_tensors(shard, names)
     else:
         with _opened(path) as stored:
             metadata = stored.metadata() or {}
-        info = _info(path, metadata)
+        info = info_of(path, metadata)
         stored_tensors = _stored_tensors(path)
     tensors = _parameters(stored_tensors)
-    arrays = {
-        n.removeprefix(TABLES_PREFIX): t.numpy()
-        for n, t in stored_tensors.items()
-        if n.startswith(TABLES_PREFIX)
-    }
-    try:
-        tables = Tables.from_arrays(arrays)
-    except CheckpointError as error:
-        raise CheckpointError(f"{path}: {error}") from None
+    tables = _tables(stored_tensors, path)
     if len(tables.z.ranges) != info.config.hyper_channels:
         raise CheckpointError(
             f"{path}: has coding tables for {len(tables.z.ranges)} hyper channels, its network has "
             f"{info.config.hyper_channels}; export the model again"
         )
-    shapes = parameter_shapes(info.config, str(path))
-    _check_names(tensors, shapes, info.config, str(path))
-    for name, shape in shapes.items():
-        _check_shape(tensors[name], name, shape, str(path))
+    shapes = parameter_shapes(info.config, str(path), Extent.of(tensors))
+    check_names(tensors, shapes, info.config, str(path))
+    for name in shapes:
         if tensors[name].dtype != torch.float32:
             raise CheckpointError(f"{path}: {name} is not in float32; export the model again")
+
+    def hashed(name: str) -> str:
+        return hash_of(values_of(tensors, name, shapes, str(path)))
+
     with ThreadPoolExecutor() as pool:  # hashlib releases the interpreter's lock
-        hashes = dict(
-            zip(shapes, pool.map(_hash, (tensors[n].numpy() for n in shapes)), strict=True)
-        )
+        hashes = dict(zip(shapes, pool.map(hashed, shapes), strict=True))
     # The text as stored: a field added to ModelConfig later must not change the identity.
-    identity = _identity(metadata["config"], shapes, hashes, tables)
+    identity = identity_of(metadata["config"], shapes, hashes, tables)
     if identity != info.identity:
         raise CheckpointError(
             f"{path}: is damaged: its contents have identity {identity[:8]}, "
             f"it says {info.identity[:8]}; copy or export it again"
         )
-    with torch.device("meta"):
-        network = build(info.config)
+    network = build_on_meta(info.config, str(path))
     # Assigned, not copied: on the CPU the parameters stay pages of the file. Putting them in
     # channels_last order would copy them all, and gives the same results no faster.
     network.load_state_dict(tensors, assign=True)
@@ -247,29 +224,12 @@ def _check_exact(config: ModelConfig, files: list[Path], source: str) -> None:
     tensors: dict[str, Tensor] = {}
     for file in files:
         tensors |= _stored_tensors(file)
-    with torch.device("meta"):
-        network = build(config)
+    network = build_on_meta(config, source)
     network.load_state_dict(_parameters(tensors), assign=True)
     try:
         check_exact(network)
     except CheckpointError as error:
         raise CheckpointError(f"{source}: {error}") from None
-
-
-class _Rounded(Mapping[str, Tensor]):
-    """Parameters as float16 holds them."""
-
-    def __init__(self, parameters: Mapping[str, Tensor]) -> None:
-        self._parameters = parameters
-
-    def __getitem__(self, name: str) -> Tensor:
-        return self._parameters[name].half()
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._parameters)
-
-    def __len__(self) -> int:
-        return len(self._parameters)
 
 
 def _parameters(stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -281,17 +241,21 @@ def _parameters(stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
     }
 
 
-def parameter_shapes(config: ModelConfig, source: str) -> dict[str, tuple[int, ...]]:
-    """The shapes of a network's parameters by name, in its order.
-
-    Raises:
-        CheckpointError: naming `source`, if no such network can be built.
-    """
+def _tables(stored: Mapping[str, Tensor], path: Path) -> Tables:
+    """The coding tables among a file's tensors."""
+    arrays = {}
+    for name, tensor in stored.items():
+        if name.startswith(TABLES_PREFIX):
+            if tensor.dtype not in (torch.float32, torch.int32):
+                raise CheckpointError(
+                    f"{path}: {name} is in {tensor.dtype}, not float32 or int32; "
+                    "export the model again"
+                )
+            arrays[name.removeprefix(TABLES_PREFIX)] = tensor.numpy()
     try:
-        with torch.device("meta"):
-            return {name: tuple(t.shape) for name, t in build(config).state_dict().items()}
-    except ConfigError as error:
-        raise CheckpointError(f"{source}: holds no network that can be built ({error})") from None
+        return Tables.from_arrays(arrays)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from None
 
 
 def bundled_model(name: str) -> Path:
@@ -348,8 +312,8 @@ def _read_index(path: Path) -> tuple[dict[str, Any], dict[Path, list[str]]]:
             shards.setdefault(path.with_name(name), []).append(tensor)
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such model file") from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        reason = f"{type(error).__name__}: {error}"
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        reason = f"{type(error).__name__}: {one_line(error)[:LONGEST_REASON]}"
         raise CheckpointError(f"{path}: is not the index of a model ({reason})") from None
     return metadata, shards
 
@@ -360,8 +324,13 @@ def _stored_tensors(path: Path, names: Iterable[str] | None = None) -> dict[str,
         present = list(stored.keys())
         absent = sorted(set(names or ()) - set(present))
         if absent:
-            raise CheckpointError(f"{path}: lacks {absent[0]}, which its index says it holds")
-        return {name: stored.get_tensor(name) for name in names or present}
+            raise CheckpointError(f"{path}: lacks {absent[0][:80]}, which its index says it holds")
+        try:
+            return {name: stored.get_tensor(name) for name in names or present}
+        except (SafetensorError, RuntimeError, TypeError, ValueError) as error:
+            raise CheckpointError(
+                f"{path}: holds tensors that cannot be read ({one_line(error)})"
+            ) from None
 
 
 def _opened(path: Path) -> safe_open:
@@ -371,73 +340,3 @@ def _opened(path: Path) -> safe_open:
         return safe_open(path, framework="pt")
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path}: is not a safetensors file ({error})") from None
-
-
-def _info(path: Path, metadata: Mapping[str, str]) -> ModelInfo:
-    if metadata.get("format") != FORMAT:
-        raise CheckpointError(
-            f"{path}: is not a model of this version (format {metadata.get('format')!r}, expected "
-            f"{FORMAT!r}); make one with hpcm-scale export"
-        )
-    try:
-        return ModelInfo(
-            path=path,
-            config=parse_model(json.loads(metadata["config"]), f"{path}: config"),
-            lmbda=json.loads(metadata["lmbda"]),
-            identity=metadata["identity"],
-            tables_hash=metadata["tables_hash"],
-            record=json.loads(metadata["record"]),
-        )
-    except (KeyError, json.JSONDecodeError, ConfigError) as error:
-        raise CheckpointError(f"{path}: has damaged metadata ({error})") from None
-
-
-def _check_names(
-    tensors: Mapping[str, Tensor], shapes: Mapping[str, object], config: ModelConfig, source: str
-) -> None:
-    missing, unknown = sorted(shapes.keys() - tensors), sorted(tensors.keys() - shapes)
-    if missing or unknown:
-        raise CheckpointError(
-            f"{source}: parameters do not fit the model {config.name}: "
-            f"{len(missing)} missing {missing[:3]}, {len(unknown)} unknown {unknown[:3]}"
-        )
-
-
-def _check_shape(tensor: Tensor, name: str, shape: tuple[int, ...], source: str) -> None:
-    if tuple(tensor.shape) != shape:
-        raise CheckpointError(
-            f"{source}: {name} has shape {tuple(tensor.shape)}, the model needs {shape}"
-        )
-
-
-def _values(
-    tensors: Mapping[str, Tensor], name: str, shapes: Mapping[str, tuple[int, ...]], source: str
-) -> np.ndarray:
-    """A parameter in float32, checked."""
-    tensor = tensors[name].detach().to("cpu", torch.float32).contiguous()
-    _check_shape(tensor, name, shapes[name], source)
-    if not tensor.isfinite().all():
-        raise CheckpointError(
-            f"{source}: {name} holds values that are not finite; the training diverged, "
-            "export an earlier checkpoint"
-        )
-    return tensor.numpy()
-
-
-def _identity(
-    config: str,
-    shapes: Mapping[str, tuple[int, ...]],
-    hashes: Mapping[str, str],
-    tables: Tables,
-) -> str:
-    """SHA-256 over the configuration, the hash of every parameter by name, and the tables' hash."""
-    sha = hashlib.sha256(config.encode())
-    for name in sorted(shapes):
-        sha.update(f"{name} {shapes[name]} {hashes[name]}\n".encode())
-    sha.update(tables.digest().encode())
-    return sha.hexdigest()
-
-
-def _hash(array: np.ndarray) -> str:
-    little_endian = np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
-    return hashlib.sha256(little_endian.data).hexdigest()

@@ -1,15 +1,20 @@
 """A small HPCM whose symbols vary, and pictures to code with it."""
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+from hpcm_scale import cli
 from hpcm_scale.codec.codec import Codec
 from hpcm_scale.models.zoo import build, model_config
 from hpcm_scale.weights.model_file import ModelInfo, save_model
+
+Run = Callable[..., tuple[int, str, str]]
 
 
 def save_tiny(path: Path, seed: int = 0, lmbda: float = 0.013, **overrides: object) -> ModelInfo:
@@ -90,3 +95,40 @@ def make_photo() -> Callable[..., np.ndarray]:
 def make_model() -> Callable[..., ModelInfo]:
     """`save_tiny`, for tests that change the network."""
     return save_tiny
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], models: Path) -> Run:
+    """Run hpcm-scale in this process: exit code, standard output, standard error."""
+    monkeypatch.setenv("HPCM_MODELS", str(models))
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["hpcm-scale", *map(str, arguments)])
+        capfd.readouterr()
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as stop:
+            code = stop.code or 0
+        return (code, *capfd.readouterr())
+
+    return run
+
+
+@pytest.fixture
+def picture(tmp_path: Path, make_photo: Callable[..., np.ndarray]) -> Path:
+    """A PNG of 60 × 40 pixels."""
+    path = tmp_path / "in" / "photo.png"
+    path.parent.mkdir()
+    Image.fromarray(make_photo(40, 60)).save(path)
+    return path
+
+
+def refused(result: tuple[int, str, str], *words: str) -> None:
+    """Check that a command ended with code 2 and one line that has the words."""
+    code, _, error = result
+    assert code == 2
+    assert error.count("\n") == 1, error
+    assert "Traceback" not in error
+    for word in words:
+        assert word in error

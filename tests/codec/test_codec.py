@@ -1,3 +1,4 @@
+import json
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -7,17 +8,21 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from hpcm_scale.codec import codec as codec_module
 from hpcm_scale.codec import container, tile_coding
 from hpcm_scale.codec.codec import Codec
+from hpcm_scale.codec.coding_result import unheard
 from hpcm_scale.codec.images import picture_of
 from hpcm_scale.codec.tiled_transforms import analyse, synthesise
 from hpcm_scale.codec.tiles import analysis_reach, coding_tiles, synthesis_reach
 from hpcm_scale.entropy.parameters import FloatParameters
-from hpcm_scale.errors import BitstreamError, DataError
+from hpcm_scale.errors import BitstreamError, CheckpointError, DataError
 from hpcm_scale.weights.model_file import load_model
+from hpcm_scale.weights.parameters import hash_of, identity_of
 
 Photo = Callable[..., np.ndarray]
 
@@ -217,7 +222,7 @@ def test_transforms_in_pieces_give_what_they_give_whole(
             whole, pieces = (analyse(network, pixels, memory) for memory in (1 << 30, 1 << 20))
             assert (whole - pieces).abs().max() < 1e-4 * whole.abs().max()
             x, x_pieces = (
-                synthesise(network, whole.round(), (512, 768), False, memory).astype(int)
+                synthesise(network, whole.round(), (512, 768), False, unheard, memory).astype(int)
                 for memory in (1 << 30, 1 << 20)
             )
         # Sums in another order may round a pixel to its neighbouring level.
@@ -283,3 +288,20 @@ def test_a_diverged_model_is_named_not_encoded(
         model.network.g_a[-1][0].weight.fill_(float("nan"))
     with pytest.raises(DataError, match=r"tiny.safetensors: .*diverged"):
         Codec(model).encode(make_photo(64, 64))
+
+
+def test_absurd_windows_are_refused_before_any_picture(models: Path, tmp_path: Path) -> None:
+    """No parameter depends on them, and the identity fits: only the codec is in the way."""
+    source, path = models / "tiny.safetensors", tmp_path / "m.safetensors"
+    with safe_open(source, "pt") as stored:
+        tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
+        metadata = stored.metadata()
+    config = json.dumps(json.loads(metadata["config"]) | {"windows": [4, 10**6, 8]})
+    network = {name: t for name, t in tensors.items() if not name.startswith("coding.")}
+    shapes = {name: tuple(tensor.shape) for name, tensor in network.items()}
+    hashes = {name: hash_of(tensor.numpy()) for name, tensor in network.items()}
+    identity = identity_of(config, shapes, hashes, load_model(source).tables)
+    save_file(tensors, path, metadata | {"config": config, "identity": identity})
+    assert load_model(path).info.identity == identity
+    with pytest.raises(CheckpointError, match=r"m\.safetensors: needs pictures padded to"):
+        Codec.load(path)

@@ -8,48 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hpcm_scale import cli
-from hpcm_scale.codec.commands import BUNDLED
-from hpcm_scale.weights.model_file import models_in
-from tests.codec.conftest import save_tiny
-
-Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], models: Path) -> Run:
-    """Run hpcm-scale in this process: exit code, standard output, standard error."""
-    monkeypatch.setenv("HPCM_MODELS", str(models))
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["hpcm-scale", *map(str, arguments)])
-        capfd.readouterr()
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as stop:
-            code = stop.code or 0
-        return (code, *capfd.readouterr())
-
-    return run
-
-
-@pytest.fixture
-def picture(tmp_path: Path, make_photo: Callable[..., np.ndarray]) -> Path:
-    """A PNG of 60 × 40 pixels."""
-    path = tmp_path / "in" / "photo.png"
-    path.parent.mkdir()
-    Image.fromarray(make_photo(40, 60)).save(path)
-    return path
-
-
-def _refused(result: tuple[int, str, str], *words: str) -> None:
-    code, _, error = result
-    assert code == 2
-    assert error.count("\n") == 1, error
-    assert "Traceback" not in error
-    for word in words:
-        assert word in error
+from hpcm_scale.weights.model_file import BUNDLED, models_in
+from tests.codec.conftest import Run, refused, save_tiny
 
 
 def test_encode_decode_and_info_say_what_they_did(run: Run, picture: Path, tmp_path: Path) -> None:
@@ -140,25 +100,28 @@ def test_bad_input_is_one_line_exit_code_2_and_no_file(
     short.write_bytes(good[:-9])
     junk = tmp_path / "junk.safetensors"
     junk.write_bytes(b"junk" * 99)
+    bad = tmp_path / "bad.png"
+    bad.write_bytes(b"nothing")
     out = tmp_path / "out" / "x.png"
 
-    _refused(run("decode", damaged, "-o", out), str(damaged), "checksum")
-    _refused(run("decode", short, "-o", out), str(short), "truncated")
-    _refused(run("decode", picture, "-o", out), str(picture), "is not a .hpcm file")
-    _refused(run("decode", tmp_path / "no.hpcm", "-o", out), "no.hpcm", "cannot be read")
-    _refused(run("decode", coded, "-o", out, "-m", "other"), str(coded), "was made by model")
-    _refused(run("decode", coded, "-o", tmp_path / "out" / "x.gif"), "extension '.gif'")
-    _refused(run("decode", coded, "-o", out, "-m", junk), "junk.safetensors")
-    _refused(run("decode", coded, "-o", out, "--device", "tpu9"), "--device")
+    refused(run("decode", damaged, "-o", out), str(damaged), "checksum")
+    refused(run("decode", short, "-o", out), str(short), "truncated")
+    refused(run("decode", picture, "-o", out), str(picture), "is not a .hpcm file")
+    refused(run("decode", tmp_path / "no.hpcm", "-o", out), "no.hpcm", "cannot be read")
+    refused(run("decode", coded, "-o", out, "-m", "other"), str(coded), "was made by model")
+    refused(run("decode", coded, "-o", tmp_path / "out" / "x.gif"), "extension '.gif'")
+    refused(run("decode", coded, "-o", out, "-m", junk), "junk.safetensors")
+    refused(run("decode", coded, "-o", out, "--device", "tpu9"), "--device")
     new = tmp_path / "out" / "x.hpcm"
-    _refused(run("encode", picture, "-o", out, "-m", "tiny"), str(out), ".hpcm")
-    _refused(run("encode", picture, "-o", new, "-m", "absent"), "absent", "other, tiny")
-    _refused(run("encode", picture, "-o", new, "-q", "3"), "--quality: 3", "1 to 2")
-    _refused(run("encode", coded, "-o", new, "-m", "tiny"), str(coded), "is not an image")
-    _refused(run("encode", picture, "-o", picture, "-m", "tiny"), "overwritten")
-    _refused(run("encode", picture, picture, "-o", tmp_path, "-m", "tiny"), "written twice")
-    _refused(run("encode", picture, "-", "-o", tmp_path, "-m", "tiny"), "give it alone")
-    _refused(run("info", picture), "photo.png")
+    refused(run("encode", picture, "-o", out, "-m", "tiny"), str(out), ".hpcm")
+    refused(run("encode", picture, "-o", new, "-m", "absent"), "absent", "other, tiny")
+    refused(run("encode", picture, "-o", new, "-q", "3"), "--quality: 3", "1 to 2")
+    refused(run("encode", coded, "-o", new, "-m", "tiny"), str(coded), "is not an image")
+    refused(run("encode", picture, "-o", picture, "-m", "tiny"), "overwritten")
+    refused(run("encode", picture, picture, "-o", tmp_path, "-m", "tiny"), "written twice")
+    refused(run("encode", picture, "-", "-o", tmp_path, "-m", "tiny"), "give it alone")
+    refused(run("info", junk), "junk.safetensors")
+    refused(run("info", bad), "bad.png", "is not an image")
     assert not (tmp_path / "out").exists()
     assert sorted(p.name for p in picture.parent.iterdir()) == ["photo.png"]
 
@@ -175,7 +138,7 @@ def test_bench_reports_both_ways_and_wants_pictures_of_one_size(
     assert "over fast" not in run("bench", "codec", picture, "-m", "tiny", "--fast")[1]
     Image.fromarray(make_photo(41, 60)).save(tmp_path / "other.png")
     result = run("bench", "codec", picture, tmp_path / "other.png", "-m", "tiny")
-    _refused(result, "60x41", "pictures of one size")
+    refused(result, "60x41", "pictures of one size")
 
 
 def test_a_failed_verification_leaves_no_file(
@@ -187,7 +150,7 @@ def test_a_failed_verification_leaves_no_file(
     write = container.write
     monkeypatch.setattr(container, "write", lambda c: write(c)[:-5] + b"\1\2\3\4\5")
     coded = tmp_path / "a.hpcm"
-    _refused(run("encode", picture, "-o", coded, "-m", "tiny", "--verify"), "damaged")
+    refused(run("encode", picture, "-o", coded, "-m", "tiny", "--verify"), "damaged")
     assert not coded.exists()
 
 

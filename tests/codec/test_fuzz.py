@@ -3,6 +3,7 @@
 HPCM_FUZZ=100000 python -m pytest tests/codec/test_fuzz.py     runs that many instead of 2000
 """
 
+import json
 import os
 import time
 import zlib
@@ -13,9 +14,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import save_file
 
+from hpcm_scale.codec import container
 from hpcm_scale.codec.codec import Codec
-from hpcm_scale.errors import BitstreamError
+from hpcm_scale.errors import BitstreamError, CheckpointError
+from hpcm_scale.weights.model_file import load_model
+from tests.codec.pictures import XMP, exif_block
 
 MUTATIONS = int(os.environ.get("HPCM_FUZZ", "2000"))
 
@@ -70,7 +76,13 @@ def test_no_mutated_file_passes_as_another_picture(
     images[1].info["icc_profile"] = b"profile"
     images[2].putalpha(Image.fromarray(make_photo(90, 17)[..., 0]))
     images.append(Image.fromarray(make_photo(33, 70)[..., 1]))
+    images[0].info |= {"exif": exif_block(1), "xmp": XMP, "dpi": (300, 72), "gamma": 0.45455}
+    images.append(Image.fromarray(make_photo(200, 300)))
+    images[-1].info["exif"] = exif_block(None, ">")
     files = [codec.encode(image) for image in images]
+    # Tiled: with less memory to work in.
+    files.append(Codec(load_model(codec.info.path), memory=1 << 16).encode(images[-1]))
+    assert container.read(files[-1]).header.tiles > 3
     pictures = [codec.decode(data) for data in files]
 
     outcomes, slowest = Counter(), 0.0
@@ -86,7 +98,7 @@ def test_no_mutated_file_passes_as_another_picture(
             # An unchanged file, or a splice that made the whole of another.
             assert data in files, (i, kind)
             same = pictures[files.index(data)]
-            assert found.mode == same.mode
+            assert (found.mode, found.info) == (same.mode, same.info)
             assert np.array_equal(found, same)
             outcomes[f"{kind}: the same picture"] += 1
         slowest = max(slowest, time.monotonic() - start)
@@ -108,3 +120,70 @@ def test_every_single_bit_and_every_length_is_checked(
     for length in range(len(data)):
         with pytest.raises(BitstreamError):
             quick_codec.decode(data[:length])
+
+
+VALUES = (10**5, 8 * 10**9, 10**30, 0, -1, 1.5, "x", None, True, [], {}, float("nan"), [[[[1]]]])
+
+
+def _mutated_metadata(metadata: dict[str, str], rng: np.random.Generator) -> tuple[str, dict]:
+    """One fault in what a model says of itself, by name."""
+    changed = dict(metadata)
+    field = ("config", "config", "config", "lmbda", "record", "identity", "tables_hash", "format")[
+        rng.integers(8)
+    ]
+    kind = ("value", "value", "value", "cut", "byte", "deep", "absent")[rng.integers(7)]
+    text = metadata[field]
+    at = int(rng.integers(len(text)))
+    if kind == "value":
+        value = VALUES[rng.integers(len(VALUES))]
+        if field == "config":
+            values = json.loads(text)
+            name = list(values)[rng.integers(len(values))]
+            inner = values[name]
+            if isinstance(inner, list) and inner and rng.random() < 0.7:
+                inner[rng.integers(len(inner))] = value
+            elif isinstance(inner, dict) and inner and rng.random() < 0.7:
+                inner[list(inner)[rng.integers(len(inner))]] = value
+            else:
+                values[name] = value
+            changed[field] = json.dumps(values)
+        else:
+            changed[field] = json.dumps(value)
+    elif kind == "cut":
+        changed[field] = text[:at]
+    elif kind == "byte":
+        changed[field] = text[:at] + chr(int(rng.integers(1, 0x250))) + text[at + 1 :]
+    elif kind == "deep":
+        changed[field] = "[" * 20_000 + "]" * 20_000
+    else:
+        del changed[field]
+    return f"{field}: {kind}", changed
+
+
+def test_no_mutated_model_metadata_passes_unseen(
+    make_model: Callable[..., object], tmp_path: Path
+) -> None:
+    """What a model says of itself is refused or changes nothing that decides how it codes."""
+    path, changed = tmp_path / "psi.safetensors", tmp_path / "changed.safetensors"
+    make_model(path, fusion="psi", latent_channels=8, name="psi")
+    with safe_open(path, "pt") as stored:
+        tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
+        metadata = stored.metadata()
+    rng, outcomes, slowest = np.random.default_rng(0), Counter(), 0.0
+    identity, reasons = load_model(path).info.identity, []
+    for _ in range(MUTATIONS // 20):
+        kind, values = _mutated_metadata(metadata, rng)
+        save_file(tensors, changed, values)
+        start = time.monotonic()
+        try:
+            info = load_model(changed).info
+        except CheckpointError as error:
+            reasons.append(str(error))
+            outcomes["refused"] += 1
+        else:
+            assert info.identity == identity, kind
+            outcomes["the same codec"] += 1
+        slowest = max(slowest, time.monotonic() - start)
+    assert slowest < 20  # a bound on hanging, not a measure of speed
+    assert outcomes["refused"] > outcomes["the same codec"]
+    assert not [reason for reason in reasons if "\n" in reason or len(reason) > 1000]

@@ -70,6 +70,7 @@ def test_decibels():
     assert decibels(0.99) == pytest.approx(20)
 
 
+@pytest.mark.slow
 def test_webp_on_kodak_is_what_compressai_published(kodak: Path, results: Path):
     """libwebp at quality 5, means over the 24 pictures: the first point of CompressAI's file."""
     published = json.loads((results / "peers" / "webp.json").read_text())["results"]

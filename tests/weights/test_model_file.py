@@ -1,6 +1,7 @@
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -279,3 +280,97 @@ def test_loading_takes_little_more_memory_than_the_weights(tmp_path: Path) -> No
         [sys.executable, "-c", program, path], capture_output=True, text=True, check=True
     )
     assert int(result.stdout) < 1.15 * path.stat().st_size
+
+
+FIELDS = [
+    *("latent_channels", "hyper_channels", "hyper_width", "heads", "expansion", "partial_ratio"),
+    *(f"{name}.{i}" for name in ("widths", "windows", "analysis_depths", "synthesis_depths",
+                                 "hyper_depths", "adaptor_depths") for i in (0, 1)),
+    *("shared_s12.before", "shared_s12.after", "shared_s3.before", "shared_s3.out"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("value", [10**5, 8 * 10**9, 10**30])
+@pytest.mark.parametrize("field", FIELDS)
+def test_no_size_in_a_configuration_is_believed(path: Path, field: str, value: int) -> None:
+    """Refused by what the file holds, before anything of that size is made."""
+    values = json.loads(CONFIG.model_dump_json())
+    *parents, last = field.split(".")
+    part = values
+    for name in parents:
+        part = part[name]
+    part[int(last) if isinstance(part, list) else last] = value
+    _rewrite(path, metadata={"config": json.dumps(values)})
+    start = time.monotonic()
+    with pytest.raises(CheckpointError) as refused:
+        load_model(path)
+    assert time.monotonic() - start < 10  # a bound on hanging, not a measure of speed
+    assert str(refused.value).startswith(str(path))
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("half", [False, True])
+def test_values_that_are_not_finite_are_refused(tmp_path: Path, value: float, half: bool) -> None:
+    """Also where the identity fits them: whoever made the file meant it."""
+    path = tmp_path / "m.safetensors"
+    save_model(path, _state(), CONFIG, half=half)
+    for name in ("g_s.0.0.bias", "z_prior.mean", "steps.3.scale", "h_s.0.0.weight"):
+        with safe_open(path, "pt") as stored:
+            tensor = stored.get_tensor(name).clone()
+        tensor.view(-1)[-1] = value
+        other = tmp_path / "other.safetensors"
+        other.write_bytes(path.read_bytes())
+        _rewrite(other, {name: tensor})
+        with pytest.raises(CheckpointError, match=f"{name} holds values that are not finite"):
+            load_model(other)
+    with safe_open(path, "pt") as stored:
+        boundaries = stored.get_tensor("coding.y.boundaries").clone()
+    boundaries[-1] = float("inf")
+    _rewrite(path, {"coding.y.boundaries": boundaries})
+    with pytest.raises(CheckpointError, match="boundaries are not finite"):
+        load_model(path)
+
+
+@pytest.mark.parametrize(
+    ("field", "text"),
+    [
+        *(("lmbda", text) for text in ('"x"', "[]", "-1", "0", "true", "NaN", "1e999", "9" * 5000)),
+        *(("record", text) for text in ("3", "[]", "null", '{"a":' * 50_000)),
+        *(("config", text) for text in ("[" * 100_000, "[]", "3", "null", '{"architecture": []}')),
+        *(("identity", text) for text in ("", "xyz", "A" * 64)),
+        *(("tables_hash", text) for text in ("", "0" * 63)),
+    ],
+)
+def test_metadata_of_other_kinds_is_refused(path: Path, field: str, text: str) -> None:
+    _rewrite(path, metadata={field: text})
+    for read in (read_info, load_model):
+        with pytest.raises(CheckpointError) as refused:
+            read(path)
+        assert str(refused.value).startswith(f"{path}: has damaged metadata")
+        assert "\n" not in str(refused.value)
+        assert len(str(refused.value)) < 700
+
+
+def test_an_index_of_anything_is_refused_in_one_line(sharded: Path) -> None:
+    whole = json.loads(sharded.read_text())
+    faults = [
+        "[" * 100_000,
+        json.dumps(whole | {"metadata": {**whole["metadata"], "config": 3}}),
+        json.dumps(whole | {"metadata": {**whole["metadata"], "config": "\ud800"}}),
+        json.dumps(whole | {"weight_map": {"a": 3}}),
+        json.dumps(whole | {"weight_map": {"a": "..\0.safetensors"}}),
+        json.dumps(whole | {"metadata": []}),
+    ]
+    for text in faults:
+        sharded.write_text(text)
+        with pytest.raises(CheckpointError) as refused:
+            load_model(sharded)
+        assert "\n" not in str(refused.value)
+
+
+def test_labels_hold_no_control_characters(tmp_path: Path) -> None:
+    path = tmp_path / "m.safetensors"
+    config = CONFIG.model_copy(update={"name": "\x1b[31mred\u202e\x07"})
+    save_model(path, _state(), config, lmbda=0.5)
+    assert read_info(path).label == "\ufffd[31mred\ufffd\ufffd-0.5"
