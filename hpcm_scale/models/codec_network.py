@@ -5,8 +5,8 @@ they differ in the callback that turns a step's (scale, mean) into its ŷ.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from typing import Generic, NamedTuple, Protocol, TypeVar
+from collections.abc import Callable, Mapping
+from typing import ClassVar, Generic, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -89,6 +89,10 @@ class CodecNetwork(nn.Module, ABC, Generic[Config, Partition]):
     centred = True
     """Whether symbols are round(y − mean); else they are round(y), and the mean moves the density
     alone."""
+    published_calls: ClassVar[Mapping[str, float]] = {}
+    """Regular expressions of module names, and how many times as much as here the published program
+    computes in them: at positions whose results nothing reads, say. No two may count the same
+    arithmetic."""
 
     def __init__(
         self,
