@@ -22,7 +22,7 @@ def single(value: float) -> float:
 
     Their goldens show it: at double precision the bits of a float64 pass would differ by 2e-9.
     """
-    return torch.tensor(value, dtype=torch.float32).item()
+    return torch.tensor(value, dtype=torch.float32, device="cpu").item()
 
 
 SHAPE = 1.5
@@ -267,7 +267,7 @@ class FactorizedPrior(HyperPrior):
 
     def auxiliary_loss(self) -> Tensor:
         """Σ |l(quantile) − (−t, 0, t)| over channels, t = log(2/1e-9 − 1); a scalar."""
-        target = math.log(2 / TAIL - 1)
+        target = single(math.log(2 / TAIL - 1))
         quantiles = upcast_half(self.quantiles)
         targets = quantiles.new_tensor([-target, 0.0, target])
         return (self.logits(quantiles, detached=True) - targets).abs().sum()

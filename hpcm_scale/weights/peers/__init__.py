@@ -1,6 +1,9 @@
 """The published checkpoints of the papers' nine peers: one module a peer names its tensors."""
 
 from hpcm_scale.weights.layout import PublishedLayout
+from hpcm_scale.weights.peers import elic
 
-PEERS: dict[str, PublishedLayout] = {}
+PEERS: dict[str, PublishedLayout] = {
+    "elic": elic.LAYOUT,
+}
 """By architecture."""

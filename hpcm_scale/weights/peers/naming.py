@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Sequence
+from itertools import accumulate
 
 import torch
 
@@ -51,3 +52,19 @@ def renamed(config: ModelConfig, rules: Sequence[Rule]) -> dict[str, str]:
         expression = re.compile(pattern)
         names = {ours: expression.sub(replacement, theirs) for ours, theirs in names.items()}
     return names
+
+
+def flattened(config: ModelConfig, part: str, theirs: str) -> Rule:
+    """A transform's stages, which the published program numbers through as one list.
+
+    Args:
+        part: g_a, g_s, h_a or h_s of the network of `config`.
+        theirs: the published list.
+    """
+    with torch.device("meta"):
+        stages = getattr(build(config), part)
+    starts = [0, *accumulate(len(stage) for stage in stages)]
+    return (
+        rf"^{part}\.(\d+)\.(\d+)\.",
+        lambda match: f"{theirs}.{starts[int(match[1])] + int(match[2])}.",
+    )
