@@ -1,9 +1,10 @@
 """The published checkpoints of the papers' nine peers: one module a peer names its tensors."""
 
 from hpcm_scale.weights.layout import PublishedLayout
-from hpcm_scale.weights.peers import elic
+from hpcm_scale.weights.peers import elic, mlicpp
 
 PEERS: dict[str, PublishedLayout] = {
     "elic": elic.LAYOUT,
+    "mlicpp": mlicpp.LAYOUT,
 }
 """By architecture."""

@@ -2,7 +2,7 @@
 
 from hpcm_scale.config.peers.elic import ElicConfig
 from hpcm_scale.weights.layout import PublishedLayout
-from hpcm_scale.weights.peers.naming import DENSITY, SYNONYMS, flattened, ignored, renamed
+from hpcm_scale.weights.peers.naming import DENSITY, SYNONYMS, flattened, ignored, later, renamed
 
 
 def _names(config: ElicConfig) -> dict[str, str]:
@@ -18,8 +18,8 @@ def _names(config: ElicConfig) -> dict[str, str]:
             (r"\.trunk\.(\d+)\.branch\.", r".conv_a.\1.conv."),
             (rf"\.mask\.{units}\.", rf".conv_b.{units}."),
             (r"\.mask\.(\d+)\.branch\.", r".conv_b.\1.conv."),
-            # The published list is of one context a group, and names none for the first.
-            (r"^channel_contexts\.(\d+)\.", lambda m: f"channel_context.{int(m[1]) + 1}.fushion."),
+            (r"^channel_contexts\.(\d+)\.", later("channel_context")),
+            (r"^(channel_context\.\d+)\.", r"\1.fushion."),
             (r"^local_contexts\.", "local_context."),
             (r"^anchor_nets\.(\d+)\.", r"entropy_parameters_anchor.\1.fusion."),
             (r"^other_nets\.(\d+)\.", r"entropy_parameters_nonanchor.\1.fusion."),

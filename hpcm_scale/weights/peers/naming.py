@@ -68,3 +68,8 @@ def flattened(config: ModelConfig, part: str, theirs: str) -> Rule:
         rf"^{part}\.(\d+)\.(\d+)\.",
         lambda match: f"{theirs}.{starts[int(match[1])] + int(match[2])}.",
     )
+
+
+def later(theirs: str) -> Callable[[re.Match[str]], str]:
+    """The name in a published list that numbers every slice, for ours, which lacks the first."""
+    return lambda match: f"{theirs}.{int(match[1]) + 1}."
