@@ -24,7 +24,8 @@ from torch import Tensor
 
 from hpcm_scale.config import ModelConfig, parse_model
 from hpcm_scale.entropy.exact.parameters import check_exact
-from hpcm_scale.entropy.tables import Tables, build_tables
+from hpcm_scale.entropy.table_building import build_tables
+from hpcm_scale.entropy.tables import Tables
 from hpcm_scale.errors import CheckpointError, ConfigError
 from hpcm_scale.models.codec_network import CodecNetwork
 from hpcm_scale.models.zoo import build
@@ -117,7 +118,7 @@ def save_model(
     _check_names(state_dict, shapes, model_config, str(path))
     if half:
         state_dict = _Rounded(state_dict)
-    tables = build_tables(_values(state_dict, "z_prior.scale", shapes, str(path)).flatten())
+    tables = _tables(state_dict, model_config, shapes, str(path))
     arrays = {TABLES_PREFIX + name: array for name, array in tables.arrays().items()}
     specs = {name: TensorSpec(array.shape, array.dtype.name) for name, array in arrays.items()}
     dtype = "float16" if half else "float32"
@@ -240,6 +241,27 @@ def load_model(path: Path | str, device: torch.device | str = "cpu") -> LoadedMo
     network.load_state_dict(tensors, assign=True)
     network = network.to(device)
     return LoadedModel(info, network.eval().requires_grad_(False), tables)
+
+
+def _tables(
+    state_dict: Mapping[str, Tensor],
+    config: ModelConfig,
+    shapes: Mapping[str, tuple[int, ...]],
+    source: str,
+) -> Tables:
+    """The coding tables of a network: of its parameters, only those of the z prior are taken."""
+    with torch.device("meta"):
+        network = build(config)
+    prior = {
+        name: torch.from_numpy(_values(state_dict, name, shapes, source))
+        for name in shapes
+        if name.startswith("z_prior.")
+    }
+    network.load_state_dict(prior, strict=False, assign=True)
+    try:
+        return build_tables(network)
+    except CheckpointError as error:
+        raise CheckpointError(f"{source}: {error}") from None
 
 
 def _check_exact(config: ModelConfig, files: list[Path], source: str) -> None:

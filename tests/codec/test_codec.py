@@ -15,7 +15,7 @@ from hpcm_scale.codec.codec import Codec
 from hpcm_scale.codec.images import picture_of
 from hpcm_scale.codec.tiled_transforms import analyse, synthesise
 from hpcm_scale.codec.tiles import analysis_reach, coding_tiles, synthesis_reach
-from hpcm_scale.entropy.parameters import FloatParameters
+from hpcm_scale.entropy.parameters import FloatParameters, StepCoding
 from hpcm_scale.errors import BitstreamError, DataError
 from hpcm_scale.weights.model_file import load_model
 
@@ -97,10 +97,11 @@ class _OtherArithmetic(FloatParameters):
     def walk(self, z_symbols: Tensor, code: Callable[..., Tensor]) -> Tensor:
         noise = torch.Generator().manual_seed(0)
 
-        def elsewhere(step: int, index: Tensor, mean: Tensor, scale: Tensor) -> Tensor:
-            off = 1 + 4e-5 * (torch.rand(scale.shape, generator=noise) - 0.5)
-            moved = torch.bucketize((scale * off).contiguous(), self._boundaries, out_int32=True)
-            return code(step, moved, mean, scale)
+        def elsewhere(step: int, coding: StepCoding) -> Tensor:
+            off = 1 + 4e-5 * (torch.rand(coding.scale.shape, generator=noise) - 0.5)
+            scale = (coding.scale * off).contiguous()
+            moved = torch.bucketize(scale, self._boundaries, out_int32=True)
+            return code(step, coding._replace(table=moved))
 
         return super().walk(z_symbols, elsewhere)
 

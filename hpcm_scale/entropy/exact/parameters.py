@@ -18,7 +18,7 @@ from hpcm_scale.entropy.exact.layers import (
     ExactUp,
     integer_scale,
 )
-from hpcm_scale.entropy.parameters import CodeStep
+from hpcm_scale.entropy.parameters import CodeStep, StepCoding
 from hpcm_scale.entropy.tables import Tables
 from hpcm_scale.errors import CheckpointError
 from hpcm_scale.models.baselines.dcvc_dc import QuadtreeStep
@@ -65,7 +65,7 @@ class ExactParameters:
     def walk(self, z_symbols: Tensor, code: CodeStep) -> Tensor:
         def coded(step: int, scale: Tensor, mean: Tensor) -> Tensor:
             index = torch.bucketize(scale.contiguous(), self._boundaries, out_int32=True)
-            symbols = code(step, index, mean / GRID, scale / GRID)
+            symbols = code(step, StepCoding(index, mean / GRID, scale / GRID))
             return (symbols.double().mul_(GRID).add_(mean)).float()
 
         z_hat = (z_symbols.double() * GRID + self._z_mean).clamp_(-LIMIT, LIMIT).float()
