@@ -6,12 +6,13 @@ from torch import Tensor
 
 from hpcm_scale.codec.tiles import (
     LATENT,
+    WHOLE,
     Grid,
-    analysis_reach,
     canvas,
     in_pieces,
     piece_side,
-    synthesis_reach,
+    reach_of,
+    transform_bytes,
 )
 from hpcm_scale.models.codec_network import CodecNetwork
 
@@ -41,9 +42,7 @@ def analyse(network: CodecNetwork, pixels: np.ndarray, memory: int) -> Tensor:
         latents = network.g_a(dense(x.permute(0, 3, 1, 2) / 255))
         keep.of(y).copy_(_within(read, keep).of(latents))
 
-    reach = analysis_reach(network.config)
-    side = piece_side(network.config, reach, memory)
-    in_pieces(shape[-2], shape[-1], side // LATENT, reach // LATENT, run)
+    in_pieces(shape[-2], shape[-1], *_pieces(network, 0, memory), run)
     return y
 
 
@@ -75,11 +74,18 @@ def synthesise(
         x = x[: place.shape[0], : place.shape[1]]
         place[:] = x[..., 0] if grey else x
 
-    reach = synthesis_reach(network.config)
-    side = piece_side(network.config, reach, memory)
     rows, columns = y_hat.shape[-2:]
-    in_pieces(rows, columns, side // LATENT, reach // LATENT, run)
+    in_pieces(rows, columns, *_pieces(network, 1, memory), run)
     return pixels
+
+
+def _pieces(network: CodecNetwork, which: int, memory: int) -> tuple[int, int]:
+    """Side and reach, in latents, of the pieces of g_a (0) or g_s (1)."""
+    reach = reach_of((network.g_a, network.g_s)[which])
+    if reach is None:
+        return WHOLE // LATENT, 0
+    side = piece_side(reach, transform_bytes(network.config)[which], memory)
+    return side // LATENT, reach // LATENT
 
 
 def dense(x: Tensor) -> Tensor:

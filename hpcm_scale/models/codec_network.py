@@ -21,10 +21,7 @@ from hpcm_scale.models.density import (
     ste_round,
     upcast_half,
 )
-from hpcm_scale.models.transforms import ModuleCall, call
-
-LATENT_STRIDE, HYPER_STRIDE = 16, 64
-"""Pixels a latent and a hyper-latent stand for, along each side, in every network."""
+from hpcm_scale.models.transforms import HYPER_STRIDE, LATENT_STRIDE, ModuleCall, call
 
 Code = Callable[[int, Tensor, Tensor], Tensor]
 """(step, scale, mean) -> ŷ of that step; dense (B, C_k, h_k, w_k) all three."""
@@ -89,6 +86,8 @@ class CodecNetwork(nn.Module, ABC, Generic[Config, Partition]):
     centred = True
     """Whether symbols are round(y − mean); else they are round(y), and the mean moves the density
     alone."""
+    global_context: ClassVar[bool] = False
+    """Whether coding steps see the whole image, so that it is never cut into coding tiles."""
     published_calls: ClassVar[Mapping[str, float]] = {}
     """Regular expressions of module names, and how many times as much as here the published program
     computes in them: at positions whose results nothing reads, say. No two may count the same

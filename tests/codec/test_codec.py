@@ -14,7 +14,7 @@ from hpcm_scale.codec import container, tile_coding
 from hpcm_scale.codec.codec import Codec
 from hpcm_scale.codec.images import picture_of
 from hpcm_scale.codec.tiled_transforms import analyse, synthesise
-from hpcm_scale.codec.tiles import analysis_reach, coding_tiles, synthesis_reach
+from hpcm_scale.codec.tiles import coding_tiles, reach_of
 from hpcm_scale.entropy.parameters import FloatParameters, StepCoding
 from hpcm_scale.errors import BitstreamError, DataError
 from hpcm_scale.weights.model_file import load_model
@@ -236,13 +236,13 @@ def test_the_reach_is_what_the_transforms_see(models: Path, make_photo: Photo) -
         y, y_changed = (analyse(network, p, 1 << 30) for p in (pixels, changed))
         rows = (y != y_changed).any(dim=1)[0].nonzero()
         assert len(rows) > 1
-        assert (16 * (rows - 16).abs()).max() <= analysis_reach(network.config)
+        assert (16 * (rows - 16).abs()).max() <= reach_of(network.g_a)
         y_changed = y.clone()
         y_changed[..., 16, 16] += 100
         x, x_changed = (network.g_s(v) for v in (y, y_changed))
         rows = (x != x_changed).any(dim=1)[0].nonzero()
-        assert (rows - 256).max() - 15 <= synthesis_reach(network.config)
-        assert (256 - rows).max() <= synthesis_reach(network.config)
+        assert (rows - 256).max() - 15 <= reach_of(network.g_s)
+        assert (256 - rows).max() <= reach_of(network.g_s)
 
 
 @pytest.mark.parametrize(

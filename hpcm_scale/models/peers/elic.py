@@ -13,7 +13,7 @@ from hpcm_scale.models.blocks.resampling import Conv1x1
 from hpcm_scale.models.codec_network import Code, CodecNetwork
 from hpcm_scale.models.density import GAUSSIAN, FactorizedPrior
 from hpcm_scale.models.slices import SlicePartition, place_parity, take_parity
-from hpcm_scale.models.transforms import Transform
+from hpcm_scale.models.transforms import Transform, reach
 
 ANCHORS = 1
 """Parity of row + column of the positions that a group codes first."""
@@ -63,6 +63,12 @@ def _deconv5(inputs: int, outputs: int) -> nn.ConvTranspose2d:
     return nn.ConvTranspose2d(inputs, outputs, 5, stride=2, padding=2, output_padding=1)
 
 
+def _reach(config: ElicConfig) -> int:
+    """Of g_a and of g_s: their layers mirror each other."""
+    blocks, units = config.depth, config.attention_depth
+    return reach([2, blocks + 2, blocks + units + 2, blocks + 2, units])
+
+
 def _blocks(config: ElicConfig) -> list[nn.Module]:
     return [Bottleneck(config.width) for _ in range(config.depth)]
 
@@ -78,7 +84,8 @@ def analysis(config: ElicConfig) -> Transform:
             ),
             nn.Sequential(_conv5(n, n, 2), *_blocks(config)),
             nn.Sequential(_conv5(n, m, 2), GatedAttention(m, config.attention_depth)),
-        ]
+        ],
+        _reach(config),
     )
 
 
@@ -93,7 +100,8 @@ def synthesis(config: ElicConfig) -> Transform:
                 GatedAttention(n, config.attention_depth), *_blocks(config), _deconv5(n, n)
             ),
             nn.Sequential(*_blocks(config), _deconv5(n, 3)),
-        ]
+        ],
+        _reach(config),
     )
 
 

@@ -25,7 +25,7 @@ from hpcm_scale.models.blocks.sampling import (
 from hpcm_scale.models.codec_network import Code, CodecNetwork
 from hpcm_scale.models.density import GAUSSIAN, FactorizedPrior
 from hpcm_scale.models.slices import SlicePartition, place_parity, take_parity
-from hpcm_scale.models.transforms import Transform
+from hpcm_scale.models.transforms import Transform, reach
 
 ANCHORS = 1
 """Parity of row + column of the positions that a slice codes first."""
@@ -43,12 +43,16 @@ def analysis(config: MlicppConfig) -> Transform:
         nn.Sequential(ResidualDown(inputs, n, F.gelu), *_blocks(n, config.depth))
         for inputs in (3, n, n)
     ]
-    return Transform([*stages, nn.Sequential(conv3(n, config.latent_channels, stride=2))])
+    stages.append(nn.Sequential(conv3(n, config.latent_channels, stride=2)))
+    # A residual block reaches two positions, half of a resampling one on either side of it.
+    blocks = 2 * config.depth
+    return Transform(stages, reach([1, 2 + blocks, 2 + blocks, 2 + blocks]))
 
 
 def synthesis(config: MlicppConfig) -> Transform:
     """g_s: ŷ (B, M, H/16, W/16) -> x̂ (B, 3, H, W)."""
     n, m, more = config.width, config.latent_channels, config.depth - 1
+    blocks = 2 * config.depth
     first = n if config.release == "2023" else m
     return Transform(
         [
@@ -60,7 +64,8 @@ def synthesis(config: MlicppConfig) -> Transform:
             nn.Sequential(*_blocks(n, config.depth), ResidualUp(n, n, F.gelu)),
             nn.Sequential(*_blocks(n, config.depth), ResidualUp(n, n, F.gelu)),
             nn.Sequential(*_blocks(n, config.depth), SubpixelConv(n, 3)),
-        ]
+        ],
+        reach([0, 2 + blocks, 2 + blocks, 2 + blocks, 1 + blocks]),
     )
 
 
@@ -131,6 +136,7 @@ class Mlicpp(CodecNetwork[MlicppConfig, SlicePartition]):
     contexts see whole maps: nothing here can be cut into tiles.
     """
 
+    global_context = True
     published_calls = {  # noqa: RUF012
         r"(anchor|other)_nets\.\d+": 2.0,
         r"local_contexts\.\d+\.(attend|fusion|proj|mlp)": 2.0,
