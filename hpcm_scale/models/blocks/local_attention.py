@@ -66,7 +66,7 @@ class WindowAttention(nn.Module):
         return UNSEEN * (1 - seen[:, :, None] * seen[:, None, :])
 
 
-class WindowFusion(nn.Conv2d):
+class WindowConv(nn.Conv2d):
     """One value of a window: a 5×5 convolution without border, (n, 25, u) -> (n, outputs)."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
@@ -90,7 +90,7 @@ class LocalContext(nn.Module):
         self.norm1 = nn.LayerNorm(unit)
         self.qkv_proj = nn.Linear(unit, 3 * unit)
         self.attend = WindowAttention(anchors)
-        self.fusion = WindowFusion(unit, outputs)
+        self.fusion = WindowConv(unit, outputs)
         self.proj = nn.Linear(outputs, outputs)
         self.norm2 = nn.LayerNorm(outputs)
         self.mlp = nn.Sequential(
