@@ -15,7 +15,9 @@ from hpcm_scale.models.codec_network import CodecNetwork
 from hpcm_scale.models.density import SHAPE, FactorizedPrior, Gaussian, HyperPrior, ZPrior
 
 TAIL = 1e-6
-"""Mass a table leaves to its escape symbol, both tails together."""
+"""Mass that an escape symbol has, both tails together; at least that where tables reach further."""
+NORMAL_TAIL = 1e-9
+"""Mass beyond the tables of the normal density: the smallest likelihood that it is priced with."""
 LARGEST_Z_SCALE = 1024.0
 """Learned z scales beyond are coded with this one, which keeps a table under 2^14 symbols."""
 LARGEST_Z_RANGE = 4096
@@ -39,8 +41,10 @@ class Kind:
     """Tables, log-spaced between the two."""
     upper: Callable[[np.ndarray], np.ndarray]
     """Mass above v ≥ 0 at scale 1."""
+    least_escape: float
+    """Smallest mass of an escape symbol."""
     quantile: float
-    """Half of what holds all but `TAIL` at scale 1."""
+    """Where the table of scale 1 ends, on either side."""
 
     def levels(self) -> np.ndarray:
         """(count,) float64: the largest scale that each y table serves."""
@@ -58,6 +62,7 @@ GENERALIZED = Kind(
     largest=64.0,
     count=60,
     upper=lambda v: 0.5 * gammaincc(1 / SHAPE, v**SHAPE),
+    least_escape=0.0,
     quantile=gammaincinv(1 / SHAPE, 1 - TAIL) ** (1 / SHAPE),
 )
 """The generalised Gaussian of shape 1.5 (arXiv 2507.19125)."""
@@ -71,7 +76,8 @@ def gaussian(least: float) -> Kind:
         largest=256.0,
         count=1 + math.ceil(math.log(256.0 / least) / ratio),
         upper=lambda v: 0.5 * erfc(v / math.sqrt(2)),
-        quantile=float(ndtri(1 - TAIL / 2)),
+        least_escape=TAIL,
+        quantile=float(-ndtri(NORMAL_TAIL / 2)),
     )
 
 
@@ -110,7 +116,7 @@ def offset_tables(kind: Kind) -> TableSet:
         lower, upper = at[..., :-1], at[..., 1:]
         # Each side from its own tail: differences of values near 1 would lose the far symbols.
         mass = np.where(lower > 0, ndtr(-lower) - ndtr(-upper), ndtr(upper) - ndtr(lower))
-        beyond = ndtr(at[..., 0]) + ndtr(-at[..., -1])
+        beyond = np.maximum(ndtr(at[..., 0]) + ndtr(-at[..., -1]), TAIL)
         for row in np.concatenate([mass, beyond[..., None]], axis=-1).mean(axis=1):
             ranges.append(r)
             tables.append(_integers(row, int(row.argmax())))
@@ -189,7 +195,7 @@ def _frequencies(kind: Kind, scale: float, r: int) -> np.ndarray:
     upper = kind.upper(np.abs(edges))
     mass = np.abs(np.diff(upper))
     mass[r] = 1 - 2 * upper[r + 1]
-    return _integers(np.append(mass, 2 * upper[-1]), r)
+    return _integers(np.append(mass, max(2 * upper[-1], kind.least_escape)), r)
 
 
 def _integers(mass: np.ndarray, spare: int) -> np.ndarray:

@@ -184,7 +184,9 @@ def test_golden_weights_code_to_their_rate(variant, tmp_path: Path):
     rates = figures.get("bits", {})
     bits = sum(rates.get(part, figures.get(f"{part}_bits")) for part in ("y", "z"))
     assert encoded.estimated_bits == pytest.approx(bits, rel=1e-3)
-    assert 8 * encoded.payload_bytes == pytest.approx(encoded.estimated_bits, rel=0.01)
+    # The rule's weights leave a few per cent of the symbols beyond six scales, where a table's
+    # escape is cheaper than what the density says.
+    assert 0.97 < 8 * encoded.payload_bytes / encoded.estimated_bits < 1.01
     with torch.inference_mode():
         network = load_model(tmp_path / "model.safetensors").network
         x_hat = network(padded(pixels.numpy(), network.image_multiple)).x_hat
