@@ -154,6 +154,11 @@ class HyperPrior(nn.Module, ABC):
     """The density of the hyper-latents z, one per channel; symbols are round(z − centre)."""
 
     @property
+    def auxiliary_parameters(self) -> tuple[nn.Parameter, ...]:
+        """Those that the auxiliary loss trains, and it alone."""
+        return ()
+
+    @property
     @abstractmethod
     def centre(self) -> Tensor:
         """(1, N, 1, 1): what is taken from z before it is rounded."""
@@ -235,6 +240,10 @@ class FactorizedPrior(HyperPrior):
                 self.register_parameter(f"factor{i}", nn.Parameter(factor))
         start = torch.tensor([-INITIAL_SPREAD, 0.0, INITIAL_SPREAD])
         self.quantiles = nn.Parameter(start.repeat(channels, 1, 1))
+
+    @property
+    def auxiliary_parameters(self) -> tuple[nn.Parameter, ...]:
+        return (self.quantiles,)
 
     @property
     def centre(self) -> Tensor:
