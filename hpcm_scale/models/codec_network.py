@@ -122,6 +122,14 @@ class CodecNetwork(nn.Module, ABC, Generic[Config, Partition]):
         return max(self.partition.step_scales) + 1
 
     @property
+    def published_dead_parameters(self) -> int:
+        """Parameters of the published program that this network does without.
+
+        They are made of others, or no result depends on them; the papers count them.
+        """
+        return 0
+
+    @property
     def stride(self) -> int:
         """Image positions per hyper-latent position, along each side."""
         return HYPER_STRIDE

@@ -134,11 +134,12 @@ def complexity_table(config: ModelConfig, side: int = 256) -> list[Share]:
     shares = [Share(row, parameters[row], kmacs[row]) for row in parameters]
     shares.append(Share("sum", sum(parameters.values()), flops.forward / 2e3 / side**2))
     unread = _unread(network, flops) / 2e3 / side**2
-    if unread:
+    dead = network.published_dead_parameters
+    if unread or dead:
         total = shares[-1]
-        shares.append(Share("computed by the published program, read by nothing", 0, unread))
+        shares.append(Share("only in the published program, read by nothing", dead, unread))
         shares.append(
-            Share("as the papers count", total.parameters, total.kmacs_per_pixel + unread)
+            Share("as the papers count", total.parameters + dead, total.kmacs_per_pixel + unread)
         )
     return shares
 
