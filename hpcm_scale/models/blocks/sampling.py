@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hpcm_scale.models.blocks.gdn import GDN
+from hpcm_scale.models.blocks.resampling import Conv1x1
 
 Activation = Callable[[Tensor], Tensor]
 
@@ -28,10 +29,13 @@ class ResidualDown(nn.Module):
         self.conv1 = conv3(inputs, outputs, stride=2)
         self.conv2 = conv3(outputs, outputs)
         self.gdn = GDN(outputs)
-        self.skip = nn.Conv2d(inputs, outputs, 1, stride=2)
+        self.skip = Conv1x1(inputs, outputs)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.gdn(self.conv2(self.activation(self.conv1(x)))) + self.skip(x)
+        # Not a convolution of stride 2: of three input channels in channels_last memory, oneDNN's
+        # weight gradient of it writes past its memory.
+        y = self.gdn(self.conv2(self.activation(self.conv1(x))))
+        return y + self.skip(x[..., ::2, ::2])
 
 
 class SubpixelConv(nn.Conv2d):
