@@ -61,7 +61,8 @@ def synthesise(
     """
     height, width = size
     pixels = np.empty((height, width) if grey else (height, width, 3), np.uint8)
-    y_hat = y_hat[..., : -(-height // LATENT), : -(-width // LATENT)]
+    if reach_of(network.g_s) is not None:
+        y_hat = y_hat[..., : -(-height // LATENT), : -(-width // LATENT)]
 
     def run(read: Grid, keep: Grid) -> None:
         within = _within(read, keep)
