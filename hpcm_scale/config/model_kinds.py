@@ -4,6 +4,7 @@ from typing import Any
 
 from hpcm_scale.config.model import HpcmConfig, ModelConfig
 from hpcm_scale.config.peers.elic import ElicConfig
+from hpcm_scale.config.peers.flic import FlicConfig
 from hpcm_scale.config.peers.lalic import LalicConfig
 from hpcm_scale.config.peers.mlicpp import MlicppConfig
 from hpcm_scale.config.strict import parse
@@ -14,6 +15,7 @@ MODEL_KINDS: dict[str, type[ModelConfig]] = {
     "charm": HpcmConfig,
     "dcvc-dc-intra": HpcmConfig,
     "elic": ElicConfig,
+    "flic": FlicConfig,
     "lalic": LalicConfig,
     "mlicpp": MlicppConfig,
 }

@@ -13,6 +13,7 @@ from hpcm_scale.models.baselines.dcvc_dc import DcvcDcIntra
 from hpcm_scale.models.codec_network import CodecNetwork
 from hpcm_scale.models.hpcm import HPCM
 from hpcm_scale.models.peers.elic import Elic
+from hpcm_scale.models.peers.flic import Flic
 from hpcm_scale.models.peers.lalic import Lalic
 from hpcm_scale.models.peers.mlicpp import Mlicpp
 
@@ -21,6 +22,7 @@ ARCHITECTURES: dict[str, Callable[[Any], CodecNetwork]] = {
     "charm": Charm,
     "dcvc-dc-intra": DcvcDcIntra,
     "elic": Elic,
+    "flic": Flic,
     "lalic": Lalic,
     "mlicpp": Mlicpp,
 }

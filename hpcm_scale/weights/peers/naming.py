@@ -58,14 +58,14 @@ def flattened(config: ModelConfig, part: str, theirs: str) -> Rule:
     """A transform's stages, which the published program numbers through as one list.
 
     Args:
-        part: g_a, g_s, h_a or h_s of the network of `config`.
+        part: g_a, g_s, h_a, h_s or a transform inside it, of the network of `config`.
         theirs: the published list.
     """
     with torch.device("meta"):
-        stages = getattr(build(config), part)
-    starts = [0, *accumulate(len(stage) for stage in stages)]
+        stages = build(config).get_submodule(part).children()
+    starts = [0, *accumulate(len(list(stage.children())) for stage in stages)]
     return (
-        rf"^{part}\.(\d+)\.(\d+)\.",
+        rf"^{re.escape(part)}\.(\d+)\.(\d+)\.",
         lambda match: f"{theirs}.{starts[int(match[1])] + int(match[2])}.",
     )
 
