@@ -40,6 +40,7 @@ from hpcm_scale.codec.tiles import (
     LATENT,
     balanced_tile,
     canvas,
+    check_memory,
     coding_tiles,
     largest_tile,
 )
@@ -139,13 +140,17 @@ class Codec:
             on_progress: told how far the encoding is.
 
         Raises:
-            DataError: if it is too large, or the model gives latents that are not numbers.
+            DataError: if it is too large, or too large for `memory` where the network must see all
+                of it at once, or if the model gives latents that are not numbers.
             CheckpointError: if the model has no exact arithmetic and the codec is portable.
         """
         check_size(picture.width, picture.height, "image")
         self._tile_coder.parameters(self.portable)
         multiple = self._network.image_multiple
-        tile = balanced_tile(picture.height, picture.width, multiple, self._largest_tile)
+        check_memory(self._network, picture.height, picture.width, self._memory, "image")
+        tile = None
+        if not self._network.global_context:
+            tile = balanced_tile(picture.height, picture.width, multiple, self._largest_tile)
         header = container.Header(
             self.identity,
             picture.width,
@@ -286,6 +291,7 @@ class Codec:
                 raise BitstreamError(f"is portable, which its model cannot be: {error}") from None
         try:
             check_size(header.width, header.height, "its header")
+            check_memory(self._network, header.height, header.width, self._memory, "its header")
         except DataError as error:
             raise BitstreamError(str(error)) from None
         multiple = self._network.image_multiple
@@ -303,7 +309,7 @@ class Codec:
                 f"its {total} bytes of payload can hold"
             )
         area = tiles[0].place.height * tiles[0].place.width * LATENT**2
-        if area > self._largest_tile**2:
+        if area > self._largest_tile**2 and not self._network.global_context:
             needed = self._memory * area / self._largest_tile**2
             raise BitstreamError(
                 f"has tiles of {area} pixels, which take about {gib(needed)} to decode; "

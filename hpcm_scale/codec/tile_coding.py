@@ -17,7 +17,7 @@ from hpcm_scale.entropy.coder import (
     SymbolModels,
 )
 from hpcm_scale.entropy.exact.parameters import ExactParameters
-from hpcm_scale.entropy.parameters import EntropyParameters, FloatParameters
+from hpcm_scale.entropy.parameters import EntropyParameters, FloatParameters, StepCoding
 from hpcm_scale.errors import BitstreamError, CheckpointError, DataError
 from hpcm_scale.weights.model_file import LoadedModel
 
@@ -112,16 +112,17 @@ class TileCoder:
         targets = self._network.partition.split(dense(y))
         masks = self._step_masks(tile)
 
-        def code(step: int, index: Tensor, mean: Tensor, scale: Tensor) -> Tensor:
+        def code(step: int, coding: StepCoding) -> Tensor:
             nonlocal estimated
-            symbols = self._integers((targets[step] - mean).round())
+            symbols = self._integers(coding.symbols(targets[step]))
             if masks is not None:
                 symbols *= masks[step]
             if estimate:
-                rate = self._network.density.bits(symbols, scale)
+                rate = self._network.density.bits(coding.residual(symbols), coding.scale)
                 estimated += float((rate if masks is None else rate * masks[step]).sum())
             with timing.entropy_part():
-                values, table = (_coded(x, masks, step) for x in (symbols, index.to(torch.uint8)))
+                values = _coded(symbols, masks, step)
+                table = _coded(coding.table, masks, step).astype(self._tables.index_type)
                 digest.update(values)
                 groups.append((values, table, self._y_models))
             on_progress((step + 1) / steps)
@@ -165,10 +166,12 @@ class TileCoder:
 
         steps = len(self._network.partition.step_scales)
 
-        def code(step: int, index: Tensor, mean: Tensor, scale: Tensor) -> Tensor:
+        def code(step: int, coding: StepCoding) -> Tensor:
             on_progress(step / steps)
+            index = coding.table
             with timing.entropy_part():
-                symbols = decoder.pull(_coded(index.to(torch.uint8), masks, step), self._y_models)
+                table = _coded(index, masks, step).astype(self._tables.index_type)
+                symbols = decoder.pull(table, self._y_models)
                 digest.update(symbols)
                 values = torch.from_numpy(symbols).to(self._device)
                 if masks is None:

@@ -7,12 +7,13 @@ from torch import Tensor
 from hpcm_scale.codec.coding_result import OnProgress, unheard
 from hpcm_scale.codec.tiles import (
     LATENT,
+    WHOLE,
     Grid,
-    analysis_reach,
     canvas,
     in_pieces,
     piece_side,
-    synthesis_reach,
+    reach_of,
+    transform_bytes,
 )
 from hpcm_scale.models.codec_network import CodecNetwork
 
@@ -46,9 +47,7 @@ def analyse(
         keep.of(y).copy_(_within(read, keep).of(latents))
         on_progress(_done(keep, (shape[-2], shape[-1])))
 
-    reach = analysis_reach(network.config)
-    side = piece_side(network.config, reach, memory)
-    in_pieces(shape[-2], shape[-1], side // LATENT, reach // LATENT, run)
+    in_pieces(shape[-2], shape[-1], *_pieces(network, 0, memory), run)
     return y
 
 
@@ -73,7 +72,8 @@ def synthesise(
     """
     height, width = size
     pixels = np.empty((height, width) if grey else (height, width, 3), np.uint8)
-    y_hat = y_hat[..., : -(-height // LATENT), : -(-width // LATENT)]
+    if reach_of(network.g_s) is not None:
+        y_hat = y_hat[..., : -(-height // LATENT), : -(-width // LATENT)]
 
     def run(read: Grid, keep: Grid) -> None:
         within = _within(read, keep)
@@ -87,11 +87,18 @@ def synthesise(
         place[:] = x[..., 0] if grey else x
         on_progress(_done(keep, (y_hat.shape[-2], y_hat.shape[-1])))
 
-    reach = synthesis_reach(network.config)
-    side = piece_side(network.config, reach, memory)
     rows, columns = y_hat.shape[-2:]
-    in_pieces(rows, columns, side // LATENT, reach // LATENT, run)
+    in_pieces(rows, columns, *_pieces(network, 1, memory), run)
     return pixels
+
+
+def _pieces(network: CodecNetwork, which: int, memory: int) -> tuple[int, int]:
+    """Side and reach, in latents, of the pieces of g_a (0) or g_s (1)."""
+    reach = reach_of((network.g_a, network.g_s)[which])
+    if reach is None:
+        return WHOLE // LATENT, 0
+    side = piece_side(reach, transform_bytes(network.config)[which], memory)
+    return side // LATENT, reach // LATENT
 
 
 def dense(x: Tensor) -> Tensor:

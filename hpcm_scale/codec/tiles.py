@@ -8,11 +8,17 @@ so the result is that of the whole picture and no seam can appear.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from hpcm_scale.config import HpcmConfig, ModelConfig
+from hpcm_scale.config import ModelConfig
+from hpcm_scale.errors import DataError
+from hpcm_scale.models.codec_network import CodecNetwork, noise_shapes
+from hpcm_scale.models.storage_tracker import StorageTracker
+from hpcm_scale.models.zoo import build
+from hpcm_scale.units import gib
 
 LATENT = 16
 """Pixels along the side of a latent."""
@@ -20,6 +26,10 @@ HYPER = 4
 """Latents along the side of a hyper-latent."""
 LARGEST_TILE = 2048
 """Side of the largest coding tile, in pixels: more memory would save next to no bits."""
+WHOLE = 1 << 20
+"""Side of a piece, in pixels, that holds any picture."""
+COUNTED_SIDE = 256
+"""Side of the picture, in pixels, whose memory is counted."""
 
 
 @dataclass(frozen=True)
@@ -105,47 +115,67 @@ def balanced_tile(height: int, width: int, multiple: int, largest: int) -> tuple
 
 def largest_tile(config: ModelConfig, multiple: int, memory: int) -> int:
     """Largest side of a coding tile, in pixels, whose walk keeps within `memory` bytes."""
-    # Measured on Base: a walk holds about 45 tensors of the latents' size at once, in float32.
-    per_pixel = 4 * 48 * config.latent_channels / LATENT**2
-    side = min(LARGEST_TILE, math.isqrt(int(memory / per_pixel)))
+    side = min(LARGEST_TILE, math.isqrt(int(memory / walk_bytes(config))))
     return max(multiple, side // multiple * multiple)
 
 
-WHOLE = 1 << 20
-"""Side of a piece, in pixels, that holds any picture."""
+def walk_bytes(config: ModelConfig) -> float:
+    """Bytes a pixel of a coding tile that a walk over its steps works in."""
+    # Measured on Base: a walk holds about 45 tensors of the latents' size at once, in float32.
+    return 4 * 48 * config.latent_channels / LATENT**2
 
 
-def piece_side(config: ModelConfig, reach: int, memory: int) -> int:
-    """Side of the pieces, in pixels, on which g_a and g_s keep within `memory` bytes."""
-    if not isinstance(config, HpcmConfig):
-        return WHOLE
-    # A block holds its input, what it mixes, its hidden channels and its output, at most at
-    # once; half as much again for what the allocator and the convolutions keep.
-    widths = (*config.widths, config.latent_channels)
-    per_pixel = 1.5 * max(
-        4 * (config.expansion + 3) * width / 4 ** (level + 1) for level, width in enumerate(widths)
-    )
-    side = math.isqrt(int(memory / per_pixel)) - 2 * reach
+@lru_cache(maxsize=8)
+def transform_bytes(config: ModelConfig) -> tuple[float, float]:
+    """Bytes a pixel that g_a and g_s work in, counted on the meta device where none is stated."""
+    with torch.device("meta"):
+        network = build(config)
+        inputs = (
+            torch.empty(1, 3, COUNTED_SIDE, COUNTED_SIDE),
+            torch.empty(noise_shapes(config, 1, COUNTED_SIDE, COUNTED_SIDE)[0]),
+        )
+    found = []
+    for transform, x in zip((network.g_a, network.g_s), inputs, strict=True):
+        stated = getattr(transform, "working_bytes", None)
+        if stated is None:
+            account = StorageTracker([*transform.parameters(), x], 0)
+            with account, torch.no_grad():
+                transform(x.contiguous(memory_format=torch.channels_last))
+            # Half as much again for what the allocator and the convolutions keep.
+            stated = 1.5 * sum(account.peak) / COUNTED_SIDE**2
+        found.append(stated)
+    return found[0], found[1]
+
+
+def reach_of(transform: nn.Module) -> int | None:
+    """Pixels beyond its own that a latent of g_a or g_s sees or influences; None for all."""
+    return getattr(transform, "reach", None)
+
+
+def piece_side(reach: int, working_bytes: float, memory: int) -> int:
+    """Side of the pieces, in pixels, on which a transform keeps within `memory` bytes."""
+    side = math.isqrt(int(memory / working_bytes)) - 2 * reach
     return max(4 * LATENT, side // LATENT * LATENT)
 
 
-def analysis_reach(config: ModelConfig) -> int:
-    """Pixels beyond its own that a latent of g_a depends on, rounded up to whole latents.
+def check_memory(network: CodecNetwork, height: int, width: int, memory: int, name: str) -> None:
+    """Refuse a picture that takes more than `memory` bytes in a part that must see all of it.
 
-    0 for networks that are not cut into pieces: their transforms reach across the picture.
+    Raises:
+        DataError: naming `name`, what it takes and the remedy.
     """
-    return _reach(config.analysis_depths) if isinstance(config, HpcmConfig) else 0
-
-
-def synthesis_reach(config: ModelConfig) -> int:
-    """Pixels beyond a latent's own that it influences through g_s, likewise."""
-    return _reach(config.synthesis_depths) if isinstance(config, HpcmConfig) else 0
-
-
-def _reach(depths: tuple[int, ...]) -> int:
-    # A block reaches one position at its level, 2^(level+1) pixels; so at most does a resampling.
-    pixels = sum((depth + 1) << (level + 1) for level, depth in enumerate(depths))
-    return -(-pixels // LATENT) * LATENT
+    needs = [walk_bytes(network.config)] if network.global_context else []
+    transforms = (network.g_a, network.g_s)
+    if any(reach_of(transform) is None for transform in transforms):
+        counted = zip(transforms, transform_bytes(network.config), strict=True)
+        needs += [count for transform, count in counted if reach_of(transform) is None]
+    pixels = math.prod(canvas(height, width, network.image_multiple))
+    if needs and max(needs) * pixels > memory:
+        raise DataError(
+            f"{name}: {width}×{height} pixels take about {gib(max(needs) * pixels)} in the layers "
+            f"of {network.config.name} that see the whole picture, which cannot be cut into tiles; "
+            f"{gib(memory)} are allowed (--memory)"
+        )
 
 
 def in_pieces(

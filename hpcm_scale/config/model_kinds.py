@@ -3,12 +3,22 @@
 from typing import Any
 
 from hpcm_scale.config.model import HpcmConfig, ModelConfig
+from hpcm_scale.config.peers.elic import ElicConfig
+from hpcm_scale.config.peers.flic import FlicConfig
+from hpcm_scale.config.peers.lalic import LalicConfig
+from hpcm_scale.config.peers.mlicpp import MlicppConfig
 from hpcm_scale.config.strict import parse
 from hpcm_scale.errors import ConfigError
 
-MODEL_KINDS: dict[str, type[ModelConfig]] = dict.fromkeys(
-    ("hpcm", "charm", "dcvc-dc-intra"), HpcmConfig
-)
+MODEL_KINDS: dict[str, type[ModelConfig]] = {
+    "hpcm": HpcmConfig,
+    "charm": HpcmConfig,
+    "dcvc-dc-intra": HpcmConfig,
+    "elic": ElicConfig,
+    "flic": FlicConfig,
+    "lalic": LalicConfig,
+    "mlicpp": MlicppConfig,
+}
 """The class of configuration of each architecture."""
 
 

@@ -42,6 +42,9 @@ class OptimizerConfig(StrictModel):
     """adamw decouples the weight decay from the gradient; without weight decay they are one."""
     lr: float = Field(default=1e-4, gt=0)
     """Peak learning rate. 1e-4 is the papers' for Base; narrow models stay stable at 1e-3."""
+    auxiliary_lr: float = Field(default=1e-3, gt=0)
+    """Learning rate, constant, of the quantiles of z in the networks of others: they have a loss of
+    their own (CompressAI's 1e-3)."""
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (
         0.9,
         0.999,

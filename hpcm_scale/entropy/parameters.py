@@ -5,7 +5,7 @@ Encoder and decoder walk the same path with different callbacks. Here is the one
 """
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -13,10 +13,52 @@ from torch import Tensor
 from hpcm_scale.entropy.tables import Tables
 from hpcm_scale.models.codec_network import CodecNetwork
 
-CodeStep = Callable[[int, Tensor, Tensor, Tensor], Tensor]
-"""(step, table index, mean, scale) -> symbols of the step, int32; all dense (B, C_k, h_k, w_k).
 
-The scale is what the rate estimate prices with; the table index alone decides the coding."""
+class StepCoding(NamedTuple):
+    """How the latents of one step are coded; all dense (B, C_k, h_k, w_k)."""
+
+    table: Tensor
+    """The table of each, int32: it alone decides the coding."""
+    mean: Tensor
+    scale: Tensor
+    """What the rate estimate takes."""
+
+    def symbols(self, y: Tensor) -> Tensor:
+        """Float symbols of the latents that an encoder has."""
+        return (y - self.mean).round()
+
+    def latents(self, symbols: Tensor) -> Tensor:
+        """ŷ that symbols stand for."""
+        return symbols + self.mean
+
+    def residual(self, symbols: Tensor) -> Tensor:
+        """What the density prices: the distance of ŷ from its mean."""
+        return symbols
+
+
+class UncentredStepCoding(StepCoding):
+    """The same where ŷ = round(y): a symbol is counted from round(mean), towards the mean."""
+
+    @property
+    def _nearest(self) -> Tensor:
+        return self.mean.round()
+
+    @property
+    def _side(self) -> Tensor:
+        return torch.where(self.mean < self._nearest, -1.0, 1.0).to(self.mean.dtype)
+
+    def symbols(self, y: Tensor) -> Tensor:
+        return (y.round() - self._nearest) * self._side
+
+    def latents(self, symbols: Tensor) -> Tensor:
+        return symbols * self._side + self._nearest
+
+    def residual(self, symbols: Tensor) -> Tensor:
+        return self.latents(symbols) - self.mean
+
+
+CodeStep = Callable[[int, StepCoding], Tensor]
+"""(step, how its latents are coded) -> its symbols, int32."""
 
 
 class EntropyParameters(Protocol):
@@ -45,17 +87,30 @@ class FloatParameters:
 
     def __init__(self, network: CodecNetwork, tables: Tables) -> None:
         self._network = network
-        self._boundaries = torch.from_numpy(tables.boundaries).to(next(network.parameters()).device)
+        device = next(network.parameters()).device
+        self._boundaries = torch.from_numpy(tables.boundaries).to(device)
+        self._offsets = None
+        if tables.offsets is not None:
+            self._offsets = torch.from_numpy(tables.offsets).to(device)
 
     def hyper_symbols(self, z: Tensor) -> Tensor:
         return (z - self._network.z_prior.centre).round()
 
     def walk(self, z_symbols: Tensor, code: CodeStep) -> Tensor:
         def coded(step: int, scale: Tensor, mean: Tensor) -> Tensor:
-            index = torch.bucketize(scale.contiguous(), self._boundaries, out_int32=True)
-            return code(step, index, mean, scale) + mean
+            coding = self._coding(scale, mean)
+            return coding.latents(code(step, coding))
 
         z_hat = (z_symbols + self._network.z_prior.centre).contiguous(
             memory_format=torch.channels_last
         )
         return self._network.code_steps(self._network.h_s(z_hat), coded)
+
+    def _coding(self, scale: Tensor, mean: Tensor) -> StepCoding:
+        index = torch.bucketize(scale.contiguous(), self._boundaries, out_int32=True)
+        if self._offsets is None:
+            return StepCoding(index, mean, scale)
+        offset = (mean - mean.round()).abs().contiguous()
+        index = index * (len(self._offsets) + 1)
+        index += torch.bucketize(offset, self._offsets, out_int32=True)
+        return UncentredStepCoding(index, mean, scale)

@@ -1,35 +1,23 @@
 """Integer coding tables: made once, when a model is exported, and never recomputed to decode.
 
 A table gives the symbols −r..r, and one escape symbol for everything beyond, frequencies that are
-integers summing to 2^24, the coder's total. Density: generalised Gaussian of shape 1.5 (arXiv
-2507.19125), in float64; y has one table per interval of scales, z one per hyper channel.
+integers summing to 2^24, the coder's total. y has one table per interval of scales, z one per
+hyper channel. `table_building.py` makes them from a network's densities.
 """
 
 import hashlib
-import math
 from dataclasses import dataclass
 from typing import Self
 
 import numpy as np
-from scipy.special import gammaincc, gammaincinv
 
 from hpcm_scale.errors import CheckpointError
 
-SHAPE = 1.5
-"""β of the generalised Gaussian."""
-SCALE_BOUND = 0.12
-"""Smallest scale there is a table for; smaller ones are coded as this one."""
-LARGEST_SCALE = 64.0
-"""Scale of the last y table; larger ones are coded as this one."""
-SCALES = 60
-"""y tables, log-spaced between the two."""
-LARGEST_Z_SCALE = 1024.0
-"""Learned z scales beyond are coded with this one, which keeps a table under 2^14 symbols."""
-TAIL = 1e-6
-"""Mass a table leaves to its escape symbol, both tails together."""
 PRECISION = 24
 """log2 of what a table's frequencies sum to."""
 TOTAL = 1 << PRECISION
+LARGEST_COUNT = 1 << 16
+"""Tables of y that a 16-bit index numbers."""
 
 
 @dataclass(frozen=True)
@@ -76,34 +64,49 @@ class Tables:
     """Everything that turns symbols into bits, frozen."""
 
     boundaries: np.ndarray
-    """(59,) float32, ascending: a latent's table is the number of boundaries below its scale."""
+    """(S − 1,) float32, ascending: a latent's interval is the number of them below its scale."""
     y: TableSet
-    """One table per interval of scales."""
+    """One table per interval of scales and, of each, one per interval of offsets where these
+    are."""
     z: TableSet
     """One table per hyper channel."""
+    offsets: np.ndarray | None = None
+    """(K − 1,) float32, ascending, where symbols are round(y): a latent's table is K times its
+    interval and the number of these below |mean − round(mean)|."""
 
     def __post_init__(self) -> None:
-        if (
-            self.boundaries.dtype != np.float32
-            or self.boundaries.shape != (len(self.y.ranges) - 1,)
-            or not np.isfinite(self.boundaries).all()
-            or not (np.diff(self.boundaries) > 0).all()
-            or len(self.y.ranges) > 256  # indices are bytes
+        tables = len(self.y.ranges)
+        if not (
+            _ascends(self.boundaries)
+            and (self.offsets is None or _ascends(self.offsets))
+            and tables == (len(self.boundaries) + 1) * self.per_scale
+            and tables <= LARGEST_COUNT
         ):
             raise CheckpointError(
-                "coding tables: the scale boundaries are not finite, ascending float32, one fewer "
-                "than the tables of y; export the model again"
+                "coding tables: boundaries of scales and offsets are not finite, ascending "
+                "float32 that the tables of y lie between; export the model again"
             )
+
+    @property
+    def per_scale(self) -> int:
+        """K, tables of y of each interval of scales."""
+        return 1 if self.offsets is None else len(self.offsets) + 1
+
+    @property
+    def index_type(self) -> type[np.unsignedinteger]:
+        """The narrowest type that numbers the tables of y: narrow ones sort fastest."""
+        return np.uint8 if len(self.y.ranges) <= 256 else np.uint16
 
     def arrays(self) -> dict[str, np.ndarray]:
         """The tables as named arrays, as they are stored."""
-        return {
+        arrays = {
             "y.boundaries": self.boundaries,
             "y.ranges": self.y.ranges,
             "y.frequencies": self.y.frequencies,
             "z.ranges": self.z.ranges,
             "z.frequencies": self.z.frequencies,
         }
+        return arrays if self.offsets is None else arrays | {"y.offsets": self.offsets}
 
     @classmethod
     def from_arrays(cls, arrays: dict[str, np.ndarray]) -> Self:
@@ -117,6 +120,7 @@ class Tables:
                 arrays["y.boundaries"],
                 TableSet(arrays["y.ranges"], arrays["y.frequencies"]),
                 TableSet(arrays["z.ranges"], arrays["z.frequencies"]),
+                arrays.get("y.offsets"),
             )
         except KeyError as error:
             raise CheckpointError(
@@ -132,51 +136,7 @@ class Tables:
         return sha.hexdigest()
 
 
-def scale_levels() -> np.ndarray:
-    """(60,) float64, log-spaced 0.12..64: the largest scale that each y table serves."""
-    return np.exp(np.linspace(math.log(SCALE_BOUND), math.log(LARGEST_SCALE), SCALES))
-
-
-def build_tables(z_scale: np.ndarray) -> Tables:
-    """Freeze the coding tables of a model.
-
-    Args:
-        z_scale: (N,) learned scale of each hyper channel.
-
-    Raises:
-        CheckpointError: if a scale is not a finite number.
-    """
-    finite = np.isfinite(z_scale)
-    if not finite.all():
-        raise CheckpointError(
-            f"z_prior.scale: channel {int(np.argmin(finite))} is not a finite number; the training "
-            "diverged, export an earlier checkpoint"
-        )
-    levels = scale_levels()
-    # The middle of the scales a table serves: a quarter of the loss of their largest.
-    middles = np.append(levels[0], np.sqrt(levels[:-1] * levels[1:]))
-    bounded = np.clip(z_scale.astype(np.float64), SCALE_BOUND, LARGEST_Z_SCALE)
-    return Tables(
-        levels[:-1].astype(np.float32), _table_set(middles, levels), _table_set(bounded, bounded)
-    )
-
-
-def _table_set(scales: np.ndarray, largest: np.ndarray) -> TableSet:
-    """One table per density scale (T,), reaching the tails of the largest scale (T,) it serves."""
-    quantile = gammaincinv(1 / SHAPE, 1 - TAIL) ** (1 / SHAPE)
-    ranges = np.ceil(largest * quantile).astype(np.int32)
-    tables = [_frequencies(scale, r) for scale, r in zip(scales, ranges, strict=True)]
-    return TableSet(ranges, np.concatenate(tables))
-
-
-def _frequencies(scale: float, r: int) -> np.ndarray:
-    """(2r + 2,) int32, every one at least 1, of sum 2^24: symbols −r..r, then the escape."""
-    edges = (np.arange(-r, r + 2) - 0.5) / scale
-    # Each side from its own tail: differences of values near 1 would lose the far symbols.
-    upper = 0.5 * gammaincc(1 / SHAPE, np.abs(edges) ** SHAPE)
-    mass = np.abs(np.diff(upper))
-    mass[r] = 1 - 2 * upper[r + 1]
-    mass = np.append(mass, 2 * upper[-1])
-    frequencies = np.floor(mass / mass.sum() * (TOTAL - mass.size)).astype(np.int64) + 1
-    frequencies[r] += TOTAL - frequencies.sum()
-    return frequencies.astype(np.int32)
+def _ascends(array: np.ndarray) -> bool:
+    """Whether it is a list of finite, ascending float32."""
+    is_list = array.dtype == np.float32 and array.ndim == 1
+    return is_list and bool(np.isfinite(array).all() and (np.diff(array) > 0).all())

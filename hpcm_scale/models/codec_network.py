@@ -5,8 +5,8 @@ they differ in the callback that turns a step's (scale, mean) into its ŷ.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from typing import Generic, NamedTuple, Protocol, TypeVar
+from collections.abc import Callable, Mapping
+from typing import ClassVar, Generic, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -21,10 +21,7 @@ from hpcm_scale.models.density import (
     ste_round,
     upcast_half,
 )
-from hpcm_scale.models.transforms import ModuleCall, call
-
-LATENT_STRIDE, HYPER_STRIDE = 16, 64
-"""Pixels a latent and a hyper-latent stand for, along each side, in every network."""
+from hpcm_scale.models.transforms import HYPER_STRIDE, LATENT_STRIDE, ModuleCall, call
 
 Code = Callable[[int, Tensor, Tensor], Tensor]
 """(step, scale, mean) -> ŷ of that step; dense (B, C_k, h_k, w_k) all three."""
@@ -89,6 +86,12 @@ class CodecNetwork(nn.Module, ABC, Generic[Config, Partition]):
     centred = True
     """Whether symbols are round(y − mean); else they are round(y), and the mean moves the density
     alone."""
+    global_context: ClassVar[bool] = False
+    """Whether coding steps see the whole image, so that it is never cut into coding tiles."""
+    published_calls: ClassVar[Mapping[str, float]] = {}
+    """Regular expressions of module names, and how many times as much as here the published program
+    computes in them: at positions whose results nothing reads, say. No two may count the same
+    arithmetic."""
 
     def __init__(
         self,
@@ -117,6 +120,14 @@ class CodecNetwork(nn.Module, ABC, Generic[Config, Partition]):
     def scales(self) -> int:
         """Scales whose rates `Output.bits` tells apart."""
         return max(self.partition.step_scales) + 1
+
+    @property
+    def published_dead_parameters(self) -> int:
+        """Parameters of the published program that this network does without.
+
+        They are made of others, or no result depends on them; the papers count them.
+        """
+        return 0
 
     @property
     def stride(self) -> int:

@@ -1,5 +1,6 @@
 """Parameters and arithmetic of a network by part, counted from the built model."""
 
+import re
 from dataclasses import dataclass
 
 import torch
@@ -104,8 +105,8 @@ def complexity_table(config: ModelConfig, side: int = 256) -> list[Share]:
     """Parameters and thousands of multiply-accumulates per pixel, part by part, then their sum.
 
     A shared net's parameters have a row of their own; its arithmetic counts in the scales that
-    call it. The fusion after the last step, which the published program computes although
-    nothing reads it, has a row too: with it the sum is what the papers count.
+    call it. What the published program computes although nothing reads it has a row too: with it
+    the sum is what the papers count.
     """
     # Building a network draws from torch's generator, which the caller keeps as it was.
     with torch.device("meta"), torch.random.fork_rng([]):
@@ -122,14 +123,26 @@ def complexity_table(config: ModelConfig, side: int = 256) -> list[Share]:
             kmacs[row] += flops.modules.get(module, 0.0) / 2e3 / side**2
     shares = [Share(row, parameters[row], kmacs[row]) for row in parameters]
     shares.append(Share("sum", sum(parameters.values()), flops.forward / 2e3 / side**2))
-    if isinstance(network, HPCM) and network.config.fusion == "attention":
-        scales = network.partition.step_scales
-        # The last scale's fusion ran once a step but the last.
-        calls = scales.count(scales[-1]) - 1
-        unread = flops.modules[f"fusions.{scales[-1]}"] / calls / 2e3 / side**2
+    unread = _unread(network, flops) / 2e3 / side**2
+    dead = network.published_dead_parameters
+    if unread or dead:
         total = shares[-1]
-        shares.append(Share("last fusion, read by nothing", 0, unread))
+        shares.append(Share("only in the published program, read by nothing", dead, unread))
         shares.append(
-            Share("as the papers count", total.parameters, total.kmacs_per_pixel + unread)
+            Share("as the papers count", total.parameters + dead, total.kmacs_per_pixel + unread)
         )
     return shares
+
+
+def _unread(network: CodecNetwork, flops: Flops) -> float:
+    """Operations of the published program whose results nothing reads, and which are not ours."""
+    if isinstance(network, HPCM) and network.config.fusion == "attention":
+        scales = network.partition.step_scales
+        # The fusion after the last step. That of the last scale ran once a step but the last.
+        return flops.modules[f"fusions.{scales[-1]}"] / (scales.count(scales[-1]) - 1)
+    return sum(
+        (times - 1) * count
+        for pattern, times in network.published_calls.items()
+        for module, count in flops.modules.items()
+        if re.fullmatch(pattern, module)
+    )

@@ -22,14 +22,14 @@ def single(value: float) -> float:
 
     Their goldens show it: at double precision the bits of a float64 pass would differ by 2e-9.
     """
-    return torch.tensor(value, dtype=torch.float32).item()
+    return torch.tensor(value, dtype=torch.float32, device="cpu").item()
 
 
 SHAPE = 1.5
 """β of the generalised Gaussian."""
 SCALE_BOUND = single(0.12)
 """Smallest scale of the generalised Gaussian: smaller ones are coded as this one."""
-LIKELIHOOD_BOUND = single(1e-9)
+LIKELIHOOD_BOUND = 1e-9
 """Smallest likelihood: keeps the rate of an outlier finite."""
 
 
@@ -95,8 +95,8 @@ def upcast_half(x: Tensor) -> Tensor:
     return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
 
 
-def _rate(likelihood: Tensor) -> Tensor:
-    return -lower_bound(likelihood, LIKELIHOOD_BOUND).log2()
+def _rate(likelihood: Tensor, bound: float) -> Tensor:
+    return -lower_bound(likelihood, bound).log2()
 
 
 @dataclass(frozen=True)
@@ -105,6 +105,8 @@ class ScaleDensity(ABC):
 
     scale_bound: float
     """Smallest scale: smaller ones are priced and coded as this one."""
+    likelihood_bound: float = LIKELIHOOD_BOUND
+    """Smallest likelihood, likewise."""
 
     @abstractmethod
     def bits(self, residual: Tensor, scale: Tensor) -> Tensor:
@@ -126,7 +128,7 @@ class GeneralizedGaussian(ScaleDensity):
         scale = lower_bound(scale, self.scale_bound)
         upper = _Cdf.apply((residual + 0.5) / scale)
         lower = _Cdf.apply((residual - 0.5) / scale)
-        return _rate(upper - lower)
+        return _rate(upper - lower, self.likelihood_bound)
 
 
 class Gaussian(ScaleDensity):
@@ -137,19 +139,24 @@ class Gaussian(ScaleDensity):
         magnitude = residual.abs()
         upper = _normal_cdf((0.5 - magnitude) / scale)
         lower = _normal_cdf((-0.5 - magnitude) / scale)
-        return _rate(upper - lower)
+        return _rate(upper - lower, self.likelihood_bound)
 
 
 def _normal_cdf(v: Tensor) -> Tensor:
     return 0.5 * torch.erfc(-(2**-0.5) * v)
 
 
-GENERALIZED_GAUSSIAN = GeneralizedGaussian(SCALE_BOUND)
+GENERALIZED_GAUSSIAN = GeneralizedGaussian(SCALE_BOUND, single(LIKELIHOOD_BOUND))
 GAUSSIAN = Gaussian(0.11)
 
 
 class HyperPrior(nn.Module, ABC):
     """The density of the hyper-latents z, one per channel; symbols are round(z − centre)."""
+
+    @property
+    def auxiliary_parameters(self) -> tuple[nn.Parameter, ...]:
+        """Those that the auxiliary loss trains, and it alone."""
+        return ()
 
     @property
     @abstractmethod
@@ -215,8 +222,9 @@ class FactorizedPrior(HyperPrior):
     quantiles is the channel's median. The auxiliary loss trains the quantiles alone.
     """
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, likelihood_bound: float = LIKELIHOOD_BOUND) -> None:
         super().__init__()
+        self.likelihood_bound = likelihood_bound
         widths = list(pairwise(FILTERS))
         spread = INITIAL_SPREAD ** (1 / len(widths))
         # Not in lists: ZeRO-3 gathers a parameter for the forward of the module that holds it.
@@ -232,6 +240,10 @@ class FactorizedPrior(HyperPrior):
                 self.register_parameter(f"factor{i}", nn.Parameter(factor))
         start = torch.tensor([-INITIAL_SPREAD, 0.0, INITIAL_SPREAD])
         self.quantiles = nn.Parameter(start.repeat(channels, 1, 1))
+
+    @property
+    def auxiliary_parameters(self) -> tuple[nn.Parameter, ...]:
+        return (self.quantiles,)
 
     @property
     def centre(self) -> Tensor:
@@ -258,11 +270,13 @@ class FactorizedPrior(HyperPrior):
     def likelihood(self, values: Tensor) -> Tensor:
         """(N, 1, n) values -> (N, 1, n) likelihoods of the unit intervals around them."""
         lower, upper = self.logits(values - 0.5), self.logits(values + 0.5)
-        return upper.sigmoid() - lower.sigmoid()
+        # In the tail that is nearer: differences of values near 1 would lose the far symbols.
+        side = torch.where(lower + upper > 0, -1.0, 1.0).to(lower.dtype).detach()
+        return ((side * upper).sigmoid() - (side * lower).sigmoid()).abs()
 
     def auxiliary_loss(self) -> Tensor:
         """Σ |l(quantile) − (−t, 0, t)| over channels, t = log(2/1e-9 − 1); a scalar."""
-        target = math.log(2 / TAIL - 1)
+        target = single(math.log(2 / TAIL - 1))
         quantiles = upcast_half(self.quantiles)
         targets = quantiles.new_tensor([-target, 0.0, target])
         return (self.logits(quantiles, detached=True) - targets).abs().sum()
@@ -280,4 +294,4 @@ class FactorizedPrior(HyperPrior):
     def _bits_of(self, values: Tensor) -> Tensor:
         by_channel = values.transpose(0, 1)
         likelihood = self.likelihood(by_channel.reshape(len(by_channel), 1, -1))
-        return _rate(likelihood.view(by_channel.shape).transpose(0, 1))
+        return _rate(likelihood.view(by_channel.shape).transpose(0, 1), self.likelihood_bound)

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.flop_counter import register_flop_formula
 
 from hpcm_scale.models.torch_internals import (
@@ -65,16 +65,17 @@ def weight_gradient(grad: Tensor, x: Tensor) -> Tensor:
 
 class _Linear(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, weight)
         return linear_nograd(x, weight, bias)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, ...]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (grad,) = grads
         x, weight = ctx.saved_tensors
         grad = grad.contiguous()
-        return linear_nograd(grad, weight.t()), weight_gradient(grad, x), grad.sum(0)
+        of_bias = grad.sum(0) if ctx.needs_input_grad[2] else None
+        return linear_nograd(grad, weight.t()), weight_gradient(grad, x), of_bias
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -83,6 +84,13 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return F.linear(x, weight, bias)
     rows = _Linear.apply(x.reshape(-1, x.shape[-1]).contiguous(), weight, bias)
     return rows.view(*x.shape[:-1], len(weight))
+
+
+class Linear(nn.Linear):
+    """nn.Linear by `linear`: (..., I) -> (..., O)."""
+
+    def forward(self, x: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return linear(x, self.weight, self.bias)
 
 
 if HAS_LINEAR_POINTWISE:

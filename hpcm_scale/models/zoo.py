@@ -12,11 +12,19 @@ from hpcm_scale.models.baselines.charm import Charm
 from hpcm_scale.models.baselines.dcvc_dc import DcvcDcIntra
 from hpcm_scale.models.codec_network import CodecNetwork
 from hpcm_scale.models.hpcm import HPCM
+from hpcm_scale.models.peers.elic import Elic
+from hpcm_scale.models.peers.flic import Flic
+from hpcm_scale.models.peers.lalic import Lalic
+from hpcm_scale.models.peers.mlicpp import Mlicpp
 
 ARCHITECTURES: dict[str, Callable[[Any], CodecNetwork]] = {
     "hpcm": HPCM,
     "charm": Charm,
     "dcvc-dc-intra": DcvcDcIntra,
+    "elic": Elic,
+    "flic": Flic,
+    "lalic": Lalic,
+    "mlicpp": Mlicpp,
 }
 
 

@@ -6,21 +6,17 @@ every storage that is made and freed. `hpcm-scale plan --measure` holds the sums
 """
 
 import re
-import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
-from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from hpcm_scale.config import ModelConfig
 from hpcm_scale.config.strict import cached
 from hpcm_scale.models.blocks import residual
 from hpcm_scale.models.codec_network import noise_shapes
+from hpcm_scale.models.storage_tracker import StorageTracker
 from hpcm_scale.models.zoo import build
 from hpcm_scale.training.zero_layout import TIGHT_HEAP_BOUNDARY, ZeroLayout
 from hpcm_scale.units import GIB, MIB
@@ -45,52 +41,6 @@ HEAP_WASTE, HEAP_CHURN = 0.05, 1.0
 blocks of all sizes leave gaps. Measured with FRAMEWORK_CPU, for Base at widths 0.1 to 0.5; with
 checkpointing the heap still grows by a tenth over the first ten steps. A fixed M_MMAP_THRESHOLD of
 256 KiB to 4 MiB gives most of it back and costs 15 to 70 % of the speed."""
-
-
-class StorageTracker(TorchDispatchMode):
-    """Bytes of all storages made inside and still alive: those below and above a size apart."""
-
-    def __init__(self, ignored: list[Tensor], boundary: int) -> None:
-        super().__init__()
-        self.boundary = boundary
-        self.live, self.peak = [0, 0], [0, 0]
-        self.gradients = self.peak_with_gradients = 0
-        self.known = {tensor.untyped_storage()._cdata for tensor in ignored}
-
-    def __torch_dispatch__(
-        self,
-        func: Callable[..., Any],
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        out = func(*args, **(kwargs or {}))
-        for leaf in tree_leaves(out):
-            if isinstance(leaf, Tensor):
-                self._see(leaf.untyped_storage())
-        return out
-
-    def _see(self, storage: torch.UntypedStorage) -> None:
-        key, size = storage._cdata, storage.nbytes()
-        if key in self.known:
-            return
-        self.known.add(key)
-        large = size >= self.boundary
-        self.live[large] += size
-        self.peak[large] = max(self.peak[large], self.live[large])
-        self.peak_with_gradients = max(self.peak_with_gradients, sum(self.live) + self.gradients)
-        weakref.finalize(storage, self._forget, key, size)
-
-    def keep_gradient(self, parameter: Tensor) -> None:
-        """A parameter has got its gradient, which is kept: an account of its own."""
-        assert parameter.grad is not None  # the hook comes after it
-        size = parameter.grad.untyped_storage().nbytes()
-        self.live[size >= self.boundary] -= size
-        self.gradients += size
-
-    def _forget(self, key: int, size: int) -> None:
-        self.known.discard(key)
-        self.live[size >= self.boundary] -= size
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,9 @@ from deepspeed.accelerator import get_accelerator
 from hpcm_scale.config import ModelConfig, RunConfig, configs_folder
 from hpcm_scale.errors import ConfigError
 from hpcm_scale.models.blocks.residual import PConvRB
+from hpcm_scale.models.blocks.sampling import ResidualBlock, ResidualDown, ResidualUp
+from hpcm_scale.models.codec_network import CodecNetwork
+from hpcm_scale.models.peers.elic import Bottleneck
 from hpcm_scale.models.zoo import build
 from hpcm_scale.training.deepspeed_internals import (
     skip_recovery_script,
@@ -28,6 +31,9 @@ from hpcm_scale.training.zero_layout import TIGHT_HEAP_BOUNDARY
 from hpcm_scale.units import peak_rss
 from hpcm_scale.weights.model_file import load_model
 
+LEAVES = (PConvRB, Bottleneck, ResidualDown, ResidualUp, ResidualBlock)
+"""Blocks that ZeRO-3 gathers and releases as one, for a third of the collectives and hooks. None of
+a shared net: DeepSpeed 0.19 reduces a leaf's gradients at its every use."""
 M_MMAP_THRESHOLD = -3
 """glibc's number of that parameter of mallopt."""
 
@@ -200,14 +206,30 @@ def build_engine(
     network.checkpoint_activations(run.checkpoint_activations)
     if run.init is not None:
         _start_from(network, run.init, model)
-    # Gathered and released as one, a block costs a third of the collectives and hooks. Not the
-    # blocks of shared nets: DeepSpeed 0.19 reduces a leaf's gradients at its every use.
-    deepspeed.utils.set_z3_leaf_modules(network, [PConvRB])
+    kinds = {type(module) for module in network.modules()}
+    if leaves := [kind for kind in LEAVES if kind in kinds]:  # it refuses kinds that are not there
+        deepspeed.utils.set_z3_leaf_modules(network, leaves)
     _settle_heap(_device(config, "offload_optimizer") == "nvme")
-    parameters: Any = network.parameters()  # annotated as a module
-    engine, *_ = deepspeed.initialize(model=network, model_parameters=parameters, config=config)
+    groups: Any = parameter_groups(network, run)  # annotated as a module
+    engine, *_ = deepspeed.initialize(model=network, model_parameters=groups, config=config)
     skip_recovery_script(engine)
     return engine
+
+
+def parameter_groups(network: CodecNetwork, run: RunConfig) -> list[dict[str, Any]]:
+    """The optimizer's groups: all parameters, then those of the auxiliary loss where there are any.
+
+    The first follows the run's learning rate, the other keeps its own.
+    """
+    auxiliary = network.z_prior.auxiliary_parameters
+    apart = {id(parameter) for parameter in auxiliary}
+    groups: list[dict[str, Any]] = [
+        {"params": [p for p in network.parameters() if id(p) not in apart]}
+    ]
+    if auxiliary:
+        rate = run.optimizer.auxiliary_lr
+        groups.append({"params": list(auxiliary), "lr": rate, "weight_decay": 0.0})
+    return groups
 
 
 def _settle_heap(tight: bool) -> None:

@@ -21,7 +21,7 @@ from hpcm_scale.training.async_checkpoint_writer import CheckpointWriter
 from hpcm_scale.training.ema import ShardedEMA
 from hpcm_scale.training.engine import accelerator, peak_memory, uses_bf16
 from hpcm_scale.training.guard import LossWatch, StepGuard
-from hpcm_scale.training.loss import RateDistortion
+from hpcm_scale.training.loss import RateDistortion, training_loss
 from hpcm_scale.training.lr_schedule import ema_decay, learning_rate
 from hpcm_scale.training.noise import Noise
 from hpcm_scale.training.nvme_state import NvmeState
@@ -209,9 +209,10 @@ class Trainer:
     def step(self, batch: dict[str, Any]) -> Step:
         """One optimizer step, left out on all ranks if any finds its loss or gradient unusable."""
         run, engine = self.run, self.engine
-        rate = learning_rate(run.optimizer, batch["step"], self.steps)
-        for group in engine.optimizer.param_groups:
-            group["lr"] = rate
+        # The group of the auxiliary loss, where there is one, keeps its own rate.
+        engine.optimizer.param_groups[0]["lr"] = learning_rate(
+            run.optimizer, batch["step"], self.steps
+        )
         figures = []
         micro = engine.train_micro_batch_size_per_gpu()
         starts = range(0, len(batch["crop"]), micro)
@@ -222,7 +223,7 @@ class Trainer:
             noise = [part.to(engine.device) for part in self.noise(batch["step"], rows)]
             output = engine(x.to(self.dtype), noise)
             per_image = self.objective.per_image(output, x)
-            engine.backward(per_image[:, 0].mean())
+            engine.backward(training_loss(per_image, output))
             figures.append(per_image.detach())
             if start != starts[-1]:
                 engine.step()  # counts the micro-batch; the optimizer waits for the last

@@ -10,6 +10,10 @@ from hpcm_scale.models.codec_network import Output
 
 PIXEL_RANGE = 255
 """The papers' λ belongs to squared errors of 8-bit values."""
+AUXILIARY_WEIGHT = 1e-3
+"""Of the auxiliary loss in what a step descends. Adam takes no notice of it; without it the
+gradient of the quantiles, near 20 at first, would rule the norm that all gradients are clipped to
+(CompressAI clips before it adds them)."""
 
 
 @dataclass(frozen=True)
@@ -52,3 +56,15 @@ class RateDistortion:
         else:
             distortion = self.config.lmbda * PIXEL_RANGE**2 * mse
         return torch.stack([distortion + bpp, *figures], dim=1)
+
+
+def training_loss(per_image: Tensor, output: Output) -> Tensor:
+    """What a step descends: the mean of the objective, and the auxiliary loss of the z prior.
+
+    They have no parameter in common.
+
+    Args:
+        per_image: (B, figures), the loss first.
+    """
+    loss = per_image[:, 0].mean()
+    return loss if output.auxiliary is None else loss + AUXILIARY_WEIGHT * output.auxiliary.float()

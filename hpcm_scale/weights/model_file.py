@@ -21,7 +21,8 @@ from torch import Tensor
 
 from hpcm_scale.config import ModelConfig
 from hpcm_scale.entropy.exact.parameters import check_exact
-from hpcm_scale.entropy.tables import Tables, build_tables
+from hpcm_scale.entropy.table_building import build_tables
+from hpcm_scale.entropy.tables import Tables
 from hpcm_scale.errors import CheckpointError, one_line
 from hpcm_scale.models.codec_network import CodecNetwork
 from hpcm_scale.weights.model_info import FORMAT, LONGEST_REASON, ModelInfo, info_of
@@ -101,7 +102,7 @@ def save_model(
     check_names(state_dict, shapes, model_config, str(path))
     if half:
         state_dict = Rounded(state_dict)
-    tables = build_tables(values_of(state_dict, "z_prior.scale", shapes, str(path)).flatten())
+    tables = _tables_for(state_dict, model_config, shapes, str(path))
     arrays = {TABLES_PREFIX + name: array for name, array in tables.arrays().items()}
     specs = {name: TensorSpec(array.shape, array.dtype.name) for name, array in arrays.items()}
     dtype = "float16" if half else "float32"
@@ -217,6 +218,26 @@ def load_model(path: Path | str, device: torch.device | str = "cpu") -> LoadedMo
     network.load_state_dict(tensors, assign=True)
     network = network.to(device)
     return LoadedModel(info, network.eval().requires_grad_(False), tables)
+
+
+def _tables_for(
+    state_dict: Mapping[str, Tensor],
+    config: ModelConfig,
+    shapes: Mapping[str, tuple[int, ...]],
+    source: str,
+) -> Tables:
+    """The coding tables of a network: of its parameters, only those of the z prior are taken."""
+    network = build_on_meta(config, source)
+    prior = {
+        name: torch.from_numpy(values_of(state_dict, name, shapes, source))
+        for name in shapes
+        if name.startswith("z_prior.")
+    }
+    network.load_state_dict(prior, strict=False, assign=True)
+    try:
+        return build_tables(network)
+    except CheckpointError as error:
+        raise CheckpointError(f"{source}: {error}") from None
 
 
 def _check_exact(config: ModelConfig, files: list[Path], source: str) -> None:

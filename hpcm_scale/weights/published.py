@@ -2,10 +2,9 @@
 
 import math
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,30 +14,12 @@ from hpcm_scale.errors import CheckpointError, ConfigError
 from hpcm_scale.models.zoo import build, model_config
 from hpcm_scale.weights.checkpoint_file import Parameters, choose, read_checkpoint
 from hpcm_scale.weights.hpcm_names import official_names
+from hpcm_scale.weights.layout import PublishedLayout
 from hpcm_scale.weights.model_file import ModelInfo, save_model
+from hpcm_scale.weights.peers import PEERS
 
 LISTED = 8
 """Tensors an error names of each kind of fault."""
-
-
-@dataclass(frozen=True)
-class PublishedLayout:
-    """Layout of the published checkpoints of one architecture."""
-
-    names: Callable[[Any], dict[str, str]]
-    """From a network's configuration: our parameter name -> the published one, for each."""
-    variants: tuple[str, ...]
-    """Names in configs/models that were published."""
-    ignored: re.Pattern[str]
-    """What checkpoints hold beside parameters: constants, tables that export makes anew."""
-    overrides: Mapping[str, Any] = field(default_factory=dict)
-    """Fields of the configuration that imported weights need, and models trained here do not."""
-    because: str = ""
-    """Why they need them."""
-    ones: re.Pattern[str] | None = None
-    """Parameters that older checkpoints lack, all of them or none, because they stayed 1."""
-    ones_mean: str = ""
-    """What it means where they are lacking."""
 
 
 LAYOUTS: dict[str, PublishedLayout] = {
@@ -53,6 +34,7 @@ LAYOUTS: dict[str, PublishedLayout] = {
         "the published program did not train or save its step scales before 2026, so printed "
         "results of Base and Large come from scales of 1",
     ),
+    **PEERS,
 }
 """Of each architecture that has published checkpoints."""
 
@@ -172,8 +154,20 @@ def _match(
     with torch.device("meta"):
         shapes = {name: p.shape for name, p in build(config).named_parameters()}
     wanted = set(names.values())
-    held = {name: t for name, t in published.items() if not layout.ignored.fullmatch(name)}
+    held = {
+        layout.current_name(name): tensor
+        for name, tensor in published.items()
+        if not layout.ignored.fullmatch(name)
+    }
     remarks = []
+    if layout.unused is not None:
+        unused = [name for name in held if layout.unused.fullmatch(name)]
+        held = {name: tensor for name, tensor in held.items() if name not in unused}
+        if unused:
+            remarks.append(
+                f"{len(unused)} tensors that no result depends on are left out: "
+                f"{', '.join(unused[:LISTED])}" + ", ..." * (len(unused) > LISTED)
+            )
     if layout.ones is not None:
         lacking = {name for name in wanted if layout.ones.fullmatch(name)}
         # All of them and nothing else: a checkpoint of before they were saved, not a damaged one.
@@ -190,7 +184,7 @@ def _match(
         "misshapen": [
             f"{theirs} {tuple(held[theirs].shape)} instead of {tuple(shapes[ours])}"
             for ours, theirs in names.items()
-            if theirs in held and held[theirs].shape != shapes[ours]
+            if theirs in held and _sides(held[theirs].shape) != _sides(shapes[ours])
         ],
         "not floating point": [
             f"{theirs} ({str(held[theirs].dtype).removeprefix('torch.')})"
@@ -205,4 +199,9 @@ def _match(
     ]
     if said:
         raise CheckpointError(f"not a checkpoint of {config.name}: {'; '.join(said)}")
-    return {ours: held[theirs] for ours, theirs in names.items()}, remarks
+    return {ours: held[theirs].reshape(shapes[ours]) for ours, theirs in names.items()}, remarks
+
+
+def _sides(shape: torch.Size) -> list[int]:
+    """Without sides of 1: a matrix and a 1×1 convolution are one to us."""
+    return [side for side in shape if side != 1]

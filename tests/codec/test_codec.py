@@ -18,8 +18,8 @@ from hpcm_scale.codec.codec import Codec
 from hpcm_scale.codec.coding_result import unheard
 from hpcm_scale.codec.images import picture_of
 from hpcm_scale.codec.tiled_transforms import analyse, synthesise
-from hpcm_scale.codec.tiles import analysis_reach, coding_tiles, synthesis_reach
-from hpcm_scale.entropy.parameters import FloatParameters
+from hpcm_scale.codec.tiles import coding_tiles, reach_of
+from hpcm_scale.entropy.parameters import FloatParameters, StepCoding
 from hpcm_scale.errors import BitstreamError, CheckpointError, DataError
 from hpcm_scale.weights.model_file import load_model
 from hpcm_scale.weights.parameters import hash_of, identity_of
@@ -102,10 +102,11 @@ class _OtherArithmetic(FloatParameters):
     def walk(self, z_symbols: Tensor, code: Callable[..., Tensor]) -> Tensor:
         noise = torch.Generator().manual_seed(0)
 
-        def elsewhere(step: int, index: Tensor, mean: Tensor, scale: Tensor) -> Tensor:
-            off = 1 + 4e-5 * (torch.rand(scale.shape, generator=noise) - 0.5)
-            moved = torch.bucketize((scale * off).contiguous(), self._boundaries, out_int32=True)
-            return code(step, moved, mean, scale)
+        def elsewhere(step: int, coding: StepCoding) -> Tensor:
+            off = 1 + 4e-5 * (torch.rand(coding.scale.shape, generator=noise) - 0.5)
+            scale = (coding.scale * off).contiguous()
+            moved = torch.bucketize(scale, self._boundaries, out_int32=True)
+            return code(step, coding._replace(table=moved))
 
         return super().walk(z_symbols, elsewhere)
 
@@ -240,13 +241,13 @@ def test_the_reach_is_what_the_transforms_see(models: Path, make_photo: Photo) -
         y, y_changed = (analyse(network, p, 1 << 30) for p in (pixels, changed))
         rows = (y != y_changed).any(dim=1)[0].nonzero()
         assert len(rows) > 1
-        assert (16 * (rows - 16).abs()).max() <= analysis_reach(network.config)
+        assert (16 * (rows - 16).abs()).max() <= reach_of(network.g_a)
         y_changed = y.clone()
         y_changed[..., 16, 16] += 100
         x, x_changed = (network.g_s(v) for v in (y, y_changed))
         rows = (x != x_changed).any(dim=1)[0].nonzero()
-        assert (rows - 256).max() - 15 <= synthesis_reach(network.config)
-        assert (256 - rows).max() <= synthesis_reach(network.config)
+        assert (rows - 256).max() - 15 <= reach_of(network.g_s)
+        assert (256 - rows).max() <= reach_of(network.g_s)
 
 
 @pytest.mark.parametrize(

@@ -4,10 +4,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hpcm_scale.entropy.coder import LARGEST_SYMBOL, AnsDecoder, AnsEncoder, SymbolModels
-from hpcm_scale.entropy.tables import SCALES, build_tables, scale_levels
+from hpcm_scale.entropy.table_building import GENERALIZED, y_tables
 from hpcm_scale.errors import BitstreamError, DataError
 
-TABLES = build_tables(np.ones(4, np.float32)).y
+TABLES = y_tables(GENERALIZED)
 MODELS = SymbolModels(TABLES)
 
 
@@ -29,7 +29,7 @@ def _groups(draw: st.DrawFn) -> list[tuple[np.ndarray, np.ndarray]]:
         st.integers(-(2**15), 2**15 - 1),
         st.integers(-LARGEST_SYMBOL, LARGEST_SYMBOL),
     )
-    pair = st.tuples(value, st.integers(0, SCALES - 1))
+    pair = st.tuples(value, st.integers(0, GENERALIZED.count - 1))
     groups = draw(st.lists(st.lists(pair, max_size=40), max_size=5))
     return [_group([v for v, _ in g], [t for _, t in g]) for g in groups]
 
@@ -47,7 +47,7 @@ def test_any_symbols_come_back_and_empty_the_stack(
 
 def test_every_int16_comes_back_from_every_table() -> None:
     values = np.arange(-(2**15), 2**15, dtype=np.int32)
-    for t in (0, 30, SCALES - 1):
+    for t in (0, 30, GENERALIZED.count - 1):
         table = np.full(values.size, t, np.uint8)
         puller = AnsDecoder(_coded([(values, table)]))
         assert np.array_equal(puller.pull(table, MODELS), values)
@@ -74,8 +74,8 @@ def _uniform(count: int, value: int) -> tuple[int, int]:
 def test_the_payload_is_rans_of_the_frozen_frequencies() -> None:
     """An independent coder, from the integers in the tables and FORMAT.md, gives the bytes."""
     rng = np.random.default_rng(0)
-    table = rng.integers(0, SCALES, 3000).astype(np.uint8)
-    symbols = (rng.laplace(0, 0.8, 3000) * scale_levels()[table]).round().astype(np.int32)
+    table = rng.integers(0, GENERALIZED.count, 3000).astype(np.uint8)
+    symbols = (rng.laplace(0, 0.8, 3000) * GENERALIZED.levels()[table]).round().astype(np.int32)
     symbols[::100] *= 1000
 
     pulled, counts, octets = [], [], []
@@ -97,8 +97,10 @@ def test_the_payload_is_rans_of_the_frozen_frequencies() -> None:
 
 def test_a_payload_is_as_long_as_the_information_in_it() -> None:
     rng = np.random.default_rng(1)
-    table = rng.integers(0, SCALES, 200_000).astype(np.uint8)
-    symbols = (rng.laplace(0, 0.7, table.size) * scale_levels()[table]).round().astype(np.int32)
+    table = rng.integers(0, GENERALIZED.count, 200_000).astype(np.uint8)
+    symbols = (
+        (rng.laplace(0, 0.7, table.size) * GENERALIZED.levels()[table]).round().astype(np.int32)
+    )
     bits = MODELS.bits(symbols, table)
     payload = _coded([(symbols, table)])
     escapes = int((np.abs(symbols) > TABLES.ranges[table]).sum())
@@ -130,7 +132,7 @@ def test_a_payload_no_encoder_writes_is_refused() -> None:
 @settings(deadline=None)
 def test_any_bytes_decode_to_something_or_are_refused(data: bytes) -> None:
     puller = AnsDecoder(data)
-    table = np.arange(120, dtype=np.uint8) % SCALES
+    table = np.arange(120, dtype=np.uint8) % GENERALIZED.count
     try:
         symbols = puller.pull(table, MODELS)
     except BitstreamError:

@@ -18,8 +18,8 @@ from hpcm_scale.entropy.exact import product as product_module
 from hpcm_scale.entropy.exact.attention import powers_of_two
 from hpcm_scale.entropy.exact.parameters import ExactParameters, exact_network
 from hpcm_scale.entropy.exact.product import Addend, IntegerWeights, Product
-from hpcm_scale.entropy.parameters import FloatParameters
-from hpcm_scale.entropy.tables import build_tables
+from hpcm_scale.entropy.parameters import FloatParameters, StepCoding
+from hpcm_scale.entropy.table_building import build_tables
 from hpcm_scale.errors import CheckpointError
 from hpcm_scale.models.zoo import build, model_config
 from hpcm_scale.weights.model_file import load_model, save_model
@@ -116,7 +116,8 @@ def test_every_layer_gives_the_reference_integers(
     for _ in _kernels(monkeypatch):
         taken = []
 
-        def code(step: int, index: Tensor, mean: Tensor, scale: Tensor, taken=taken) -> Tensor:
+        def code(step: int, coding: StepCoding, taken=taken) -> Tensor:
+            index, mean, _ = coding
             taken.append((index[0].numpy(), 1024 * mean[0].double().numpy()))
             return torch.from_numpy(_symbols(step, tuple(index.shape[1:]), extreme))[None]
 
@@ -235,7 +236,7 @@ def test_variants_walk_alike_in_batches_and_layouts(variant: str) -> None:
     torch.manual_seed(0)
     config = model_config(variant, width=1 / 20 if variant != "1b" else 1 / 40)
     network = build(config).eval().requires_grad_(False)
-    tables = build_tables(network.z_prior.scale.flatten().numpy())
+    tables = build_tables(network)
     path = ExactParameters(network, tables)
     side = network.image_multiple // 64
     z_symbols = torch.randint(-3, 4, (2, config.hyper_channels, side, side), dtype=torch.int32)
@@ -243,7 +244,8 @@ def test_variants_walk_alike_in_batches_and_layouts(variant: str) -> None:
     def walked(z: Tensor, layout: torch.memory_format) -> list[Tensor]:
         seen = []
 
-        def code(step: int, index: Tensor, mean: Tensor, scale: Tensor) -> Tensor:
+        def code(step: int, coding: StepCoding) -> Tensor:
+            index, mean, _ = coding
             seen.extend([index, mean])
             noise = torch.Generator().manual_seed(step)
             symbols = torch.randint(-9, 10, (1, *index.shape[1:]), generator=noise)
@@ -266,7 +268,8 @@ def test_scales_and_means_are_the_networks_rounded(models: Path) -> None:
     for path in (FloatParameters, ExactParameters):
         seen = []
 
-        def code(step: int, index: Tensor, mean: Tensor, scale: Tensor, seen=seen) -> Tensor:
+        def code(step: int, coding: StepCoding, seen=seen) -> Tensor:
+            index, mean, scale = coding
             seen.extend([mean, scale])
             return torch.from_numpy(_symbols(step, tuple(index.shape), False))
 

@@ -1,24 +1,35 @@
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from scipy.stats import gennorm
 
-from hpcm_scale.entropy.tables import SCALES, TOTAL, Tables, TableSet, build_tables, scale_levels
+from hpcm_scale.entropy.table_building import GENERALIZED, y_tables, z_tables
+from hpcm_scale.entropy.tables import TOTAL, Tables, TableSet
 from hpcm_scale.errors import CheckpointError
+from hpcm_scale.models.density import ZPrior
+
+
+def tables_of(z_scale: np.ndarray) -> Tables:
+    """The tables of an HPCM with these scales of z."""
+    prior = ZPrior(len(z_scale))
+    prior.scale = torch.nn.Parameter(torch.from_numpy(z_scale).view(1, -1, 1, 1))
+    boundaries = GENERALIZED.levels()[:-1].astype(np.float32)
+    return Tables(boundaries, y_tables(GENERALIZED), z_tables(prior))
 
 
 @pytest.fixture(scope="module")
 def tables() -> Tables:
-    return build_tables(np.linspace(0.05, 30, 12, dtype=np.float32))
+    return tables_of(np.linspace(0.05, 30, 12, dtype=np.float32))
 
 
 @given(arrays.arrays(np.float32, st.integers(1, 20), elements=st.floats(-1, 5000, width=32)))
 @settings(max_examples=20, deadline=None)
 def test_any_z_scales_give_tables_for_every_symbol(z_scale: np.ndarray) -> None:
-    tables = build_tables(z_scale)
-    for group, count in ((tables.y, SCALES), (tables.z, len(z_scale))):
+    tables = tables_of(z_scale)
+    for group, count in ((tables.y, GENERALIZED.count), (tables.z, len(z_scale))):
         sums = np.add.reduceat(group.frequencies.astype(np.int64), group.starts[:-1])
         assert len(sums) == count
         assert (sums == TOTAL).all()
@@ -27,7 +38,7 @@ def test_any_z_scales_give_tables_for_every_symbol(z_scale: np.ndarray) -> None:
 
 @pytest.mark.parametrize("index", [0, 1, 17, 40, 59])
 def test_frequencies_are_of_the_scales_served(tables: Tables, index: int) -> None:
-    levels = scale_levels()
+    levels = GENERALIZED.levels()
     r = tables.y.ranges[index]
     start, end = tables.y.starts[index : index + 2]
     scale = np.sqrt(levels[max(index - 1, 0)] * levels[index])
@@ -93,4 +104,4 @@ def test_damaged_tables_are_refused(tables: Tables) -> None:
 
 def test_a_diverged_prior_is_refused_by_channel() -> None:
     with pytest.raises(CheckpointError, match="channel 2"):
-        build_tables(np.array([1, 2, np.nan, 1], np.float32))
+        tables_of(np.array([1, 2, np.nan, 1], np.float32))

@@ -102,7 +102,7 @@ class _Block(nn.Module):
         operands, spatial = self._pair.operands(), self._spatial_operand()
         for part in strips(v):
             rows = v[part]
-            mixed = self._mix(rows, _bordered(v, part), spatial)
+            mixed = self._mix(rows, bordered(v, part), spatial)
             done = self._pair(rows.flatten(0, 1), mixed.flatten(0, 1), operands)
             out[part] = done.view(rows.shape)
         return out.permute(0, 3, 1, 2)
@@ -111,7 +111,7 @@ class _Block(nn.Module):
         """Weights in the form that `_mix` takes."""
         raise NotImplementedError
 
-    def _mix(self, rows: Tensor, bordered: Tensor, operand: Tensor) -> Tensor:
+    def _mix(self, rows: Tensor, around: Tensor, operand: Tensor) -> Tensor:
         """The pair's h (r, W, C) from image rows (r, W, C) and their surroundings."""
         raise NotImplementedError
 
@@ -135,9 +135,9 @@ class ExactDWConvRB(_Block):
     def _spatial_operand(self) -> Tensor:
         return self._taps
 
-    def _mix(self, rows: Tensor, bordered: Tensor, operand: Tensor) -> Tensor:
+    def _mix(self, rows: Tensor, around: Tensor, operand: Tensor) -> Tensor:
         out = self._bias.expand(rows.shape).clone()
-        for view, tap in zip(_neighbours(bordered), operand.flatten(0, 1), strict=True):
+        for view, tap in zip(neighbours(around), operand.flatten(0, 1), strict=True):
             out.addcmul_(view, tap)
         return requantize(out)
 
@@ -156,9 +156,9 @@ class ExactPConvRB(_Block):
     def _spatial_operand(self) -> Tensor:
         return self._product.operand()
 
-    def _mix(self, rows: Tensor, bordered: Tensor, operand: Tensor) -> Tensor:
+    def _mix(self, rows: Tensor, around: Tensor, operand: Tensor) -> Tensor:
         count = self._product.outputs
-        columns = torch.cat(list(_neighbours(bordered[..., :count])), dim=-1)
+        columns = torch.cat(list(neighbours(around[..., :count])), dim=-1)
         out = rows.double()
         spatial = requantize(self._product.multiply(columns.flatten(0, 1), operand))
         out[..., :count] = spatial.view(*rows.shape[:2], count)
@@ -224,29 +224,34 @@ def _with_latents(context: Tensor, y_hat: Tensor) -> Tensor:
     return torch.cat([context, y_hat.clamp(-LIMIT, LIMIT)], dim=1)
 
 
-def strips(v: Tensor, multiple: int = 1) -> Iterator[tuple[int, slice]]:
-    """Indices of some image rows of (B, H, W, C) at a time, a multiple of `multiple`, in order."""
+def strips(v: Tensor, multiple: int = 1, taps: int = 1) -> Iterator[tuple[int, slice]]:
+    """Indices of some image rows of (B, H, W, C) at a time, a multiple of `multiple`, in order.
+
+    Args:
+        taps: positions whose channels are put side by side for every position.
+    """
     b, h, w, c = v.shape
-    count = max(1, ELEMENTS // (w * c * multiple)) * multiple
+    count = max(1, ELEMENTS // (w * c * taps * multiple)) * multiple
     for i in range(b):
         for top in range(0, h, count):
             yield i, slice(top, min(top + count, h))
 
 
-def _bordered(v: Tensor, part: tuple[int, slice]) -> Tensor:
-    """Image rows of (B, H, W, C) with the positions around them, zeros outside: float64."""
+def bordered(v: Tensor, part: tuple[int, slice], reach: int = 1) -> Tensor:
+    """Image rows of (B, H, W, C) with `reach` positions around them, zeros outside: float64."""
     i, rows = part
     h, w, c = v.shape[1:]
-    out = torch.zeros(rows.stop - rows.start + 2, w + 2, c, dtype=torch.float64, device=v.device)
-    first, last = max(rows.start - 1, 0), min(rows.stop + 1, h)
-    start = first - (rows.start - 1)
-    out[start : start + last - first, 1:-1] = v[i, first:last]
+    height = rows.stop - rows.start + 2 * reach
+    out = torch.zeros(height, w + 2 * reach, c, dtype=torch.float64, device=v.device)
+    first, last = max(rows.start - reach, 0), min(rows.stop + reach, h)
+    start = first - (rows.start - reach)
+    out[start : start + last - first, reach : reach + w] = v[i, first:last]
     return out
 
 
-def _neighbours(bordered: Tensor) -> Iterator[Tensor]:
-    """(r + 2, W + 2, C) -> the nine (r, W, C) that a 3×3 kernel meets, row by row."""
-    r, w = bordered.shape[0] - 2, bordered.shape[1] - 2
-    for dy in range(3):
-        for dx in range(3):
-            yield bordered[dy : dy + r, dx : dx + w]
+def neighbours(around: Tensor, reach: int = 1) -> Iterator[Tensor]:
+    """What `bordered` gives -> the (r, W, C) that each tap of a kernel meets, row by row."""
+    r, w = around.shape[0] - 2 * reach, around.shape[1] - 2 * reach
+    for dy in range(2 * reach + 1):
+        for dx in range(2 * reach + 1):
+            yield around[dy : dy + r, dx : dx + w]

@@ -1,12 +1,18 @@
 """The entropy path in exact arithmetic: the network's own walk over layers of integers."""
 
 import copy
+from collections.abc import Iterator
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from hpcm_scale.entropy.exact.attention import ExactWindowFusion
+from hpcm_scale.entropy.exact.convolution import (
+    ExactCheckerboardConv,
+    ExactConv,
+    ExactDeconv,
+)
 from hpcm_scale.entropy.exact.grid import GRID, LIMIT, requantize
 from hpcm_scale.entropy.exact.layers import (
     ExactContextStep,
@@ -18,10 +24,11 @@ from hpcm_scale.entropy.exact.layers import (
     ExactUp,
     integer_scale,
 )
-from hpcm_scale.entropy.parameters import CodeStep
+from hpcm_scale.entropy.parameters import CodeStep, StepCoding
 from hpcm_scale.entropy.tables import Tables
 from hpcm_scale.errors import CheckpointError
 from hpcm_scale.models.baselines.dcvc_dc import QuadtreeStep
+from hpcm_scale.models.blocks.checkerboard_context import CheckerboardConv
 from hpcm_scale.models.blocks.resampling import Conv1x1, Up2x2
 from hpcm_scale.models.blocks.residual import DWConvRB, PConvRB
 from hpcm_scale.models.codec_network import CodecNetwork
@@ -33,11 +40,17 @@ _LAYERS = {
     DWConvRB: ExactDWConvRB,
     PConvRB: ExactPConvRB,
     WindowFusion: ExactWindowFusion,
+    nn.Conv2d: ExactConv,
+    nn.ConvTranspose2d: ExactDeconv,
+    CheckerboardConv: ExactCheckerboardConv,
 }
+_COMPARING = (nn.ReLU, nn.Identity)
+"""Layers that take and give grid tensors as they are."""
 
-
-ARCHITECTURES = ("hpcm", "dcvc-dc-intra")
-"""Those that have an exact path."""
+ARCHITECTURES = ("hpcm", "dcvc-dc-intra", "elic")
+"""Those that have an exact path: also what their walks do beside calling layers is exact."""
+LISTED = 4
+"""Layers that a refusal names."""
 _FLOATING = {"g_a", "g_s", "h_a", "z_prior"}
 """Parts of a network that stay as they are: no table and no mean depends on them."""
 
@@ -65,7 +78,7 @@ class ExactParameters:
     def walk(self, z_symbols: Tensor, code: CodeStep) -> Tensor:
         def coded(step: int, scale: Tensor, mean: Tensor) -> Tensor:
             index = torch.bucketize(scale.contiguous(), self._boundaries, out_int32=True)
-            symbols = code(step, index, mean / GRID, scale / GRID)
+            symbols = code(step, StepCoding(index, mean / GRID, scale / GRID))
             return (symbols.double().mul_(GRID).add_(mean)).float()
 
         z_hat = (z_symbols.double() * GRID + self._z_mean).clamp_(-LIMIT, LIMIT).float()
@@ -93,15 +106,48 @@ def check_exact(network: CodecNetwork) -> None:
             integer_scale(module, name)
 
 
+def refused(network: CodecNetwork) -> str | None:
+    """Why a network has no exact arithmetic; None if it has."""
+    if network.config.architecture in ARCHITECTURES:
+        return None
+    inexact = obstacles(network)
+    listed = ", ".join(inexact[:LISTED]) + ", ..." * (len(inexact) > LISTED)
+    reason = listed or "what its steps compute beside layers"
+    return f"architecture {network.config.architecture} has no exact arithmetic for {reason}"
+
+
+def obstacles(network: CodecNetwork) -> list[str]:
+    """Layers on the decoder's path that have no exact arithmetic, the first of each kind."""
+    found: dict[str, str] = {}
+    for name, child in network.named_children():
+        if name not in _FLOATING:
+            for layer, kind in _inexact(child, name):
+                found.setdefault(kind, f"{layer} ({kind})")
+    return list(found.values())
+
+
+def _inexact(module: nn.Module, name: str) -> Iterator[tuple[str, str]]:
+    """Name and kind of the layers inside `module` that have no exact counterpart."""
+    if type(module) in (*_LAYERS, *_COMPARING):
+        return
+    children = list(module.named_children())
+    owns = any(True for _ in module.parameters(recurse=False))
+    if not isinstance(module, (ContextStep, nn.ModuleList)) and (owns or not children):
+        yield name, type(module).__name__
+    for part, child in children:
+        yield from _inexact(child, f"{name}.{part}")
+
+
 def exact_network(network: CodecNetwork) -> CodecNetwork:
     """A twin of `network` whose entropy path takes and gives grid tensors.
 
     Raises: as `ExactParameters`.
     """
-    if network.config.architecture not in ARCHITECTURES:
+    refusal = refused(network)
+    if refusal is not None:
         raise CheckpointError(
-            f"architecture {network.config.architecture} has no exact arithmetic, so its files "
-            "decode for certain only where they were made; encode with --fast if that will do"
+            f"{refusal}, so its files decode for certain only where they were made; encode with "
+            "--fast if that will do"
         )
     twin = copy.copy(network)
     twin._modules = dict(network._modules)
@@ -122,6 +168,8 @@ def _exact(module: nn.Module, name: str) -> nn.Module:
         return ExactQuadtreeStep(parts["adaptor"])
     if isinstance(module, SharedNet):
         return ExactSharedNet(parts["before"], parts["after"])
+    if isinstance(module, _COMPARING):
+        return module
     if isinstance(module, nn.Sequential):
         return nn.Sequential(*parts.values())
     return type(module)(parts.values())  # a ModuleList
