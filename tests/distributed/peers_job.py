@@ -26,6 +26,7 @@ def main(config: Path, out: Path, rank: int, world: int, port: str, variants: li
     torch.set_num_threads(1)
     from hpcm_scale.config import load_run
     from hpcm_scale.training.engine import init_distributed, leave_job
+    from hpcm_scale.training.job import leave
     from hpcm_scale.training.prepare import prepare
     from hpcm_scale.training.watchdog import NoWatchdog
 
@@ -51,6 +52,7 @@ def main(config: Path, out: Path, rank: int, world: int, port: str, variants: li
         except Exception:  # noqa: BLE001 - the other variants are trained all the same
             (out / variant / f"error-{rank}.txt").write_text(traceback.format_exc())
     leave_job()
+    leave(0, "")
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hpcm_scale.models.blocks.gdn import GDN
-from hpcm_scale.models.blocks.resampling import Conv1x1
+from hpcm_scale.models.blocks.resampling import Conv1x1, StridedConv1x1
 
 Activation = Callable[[Tensor], Tensor]
 
@@ -29,13 +29,10 @@ class ResidualDown(nn.Module):
         self.conv1 = conv3(inputs, outputs, stride=2)
         self.conv2 = conv3(outputs, outputs)
         self.gdn = GDN(outputs)
-        self.skip = Conv1x1(inputs, outputs)
+        self.skip = StridedConv1x1(inputs, outputs)
 
     def forward(self, x: Tensor) -> Tensor:
-        # Not a convolution of stride 2: of three input channels in channels_last memory, oneDNN's
-        # weight gradient of it writes past its memory.
-        y = self.gdn(self.conv2(self.activation(self.conv1(x))))
-        return y + self.skip(x[..., ::2, ::2])
+        return self.gdn(self.conv2(self.activation(self.conv1(x)))) + self.skip(x)
 
 
 class SubpixelConv(nn.Conv2d):
@@ -79,7 +76,7 @@ class ResidualBlock(nn.Module):
         self.activation = activation
         self.conv1 = conv3(inputs, outputs)
         self.conv2 = conv3(outputs, outputs)
-        self.skip = nn.Conv2d(inputs, outputs, 1) if inputs != outputs else nn.Identity()
+        self.skip = Conv1x1(inputs, outputs) if inputs != outputs else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.activation(self.conv2(self.activation(self.conv1(x))))
