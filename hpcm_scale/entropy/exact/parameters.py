@@ -96,14 +96,20 @@ def check_exact(network: CodecNetwork) -> None:
     """
     if network.config.architecture not in ARCHITECTURES:
         return
-    for name, module in network.named_modules():
-        if name.split(".")[0] in _FLOATING:
-            continue
-        layer = _LAYERS.get(type(module))
-        if layer is not None:
-            layer(module, name)
-        if isinstance(module, ContextStep):
-            integer_scale(module, name)
+    for name, module in network.named_children():
+        if name not in _FLOATING:
+            _check_layers(module, name)
+
+
+def _check_layers(module: nn.Module, name: str) -> None:
+    layer = _LAYERS.get(type(module))
+    if layer is not None:  # its parts are no layers of their own
+        layer(module, name)
+        return
+    if isinstance(module, ContextStep):
+        integer_scale(module, name)
+    for part, child in module.named_children():
+        _check_layers(child, f"{name}.{part}")
 
 
 def refused(network: CodecNetwork) -> str | None:

@@ -23,8 +23,8 @@ class Conv1x1(nn.Conv2d):
 class StridedConv1x1(Conv1x1):
     """1×1 convolution of every other row and column: (B, I, 2h, 2w) -> (B, O, h, w).
 
-    Not only faster as a product: the backward pass of torch 2.13's own, of stride 2 in channels_last
-    memory on a CPU, writes past its memory where channels are no multiple of 16.
+    Not only faster as a product: torch 2.13's own backward pass of stride 2 in channels_last memory
+    on a CPU writes past its memory where channels are no multiple of 16.
     """
 
     def forward(self, x: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
