@@ -100,7 +100,7 @@ def frontier(runs: Sequence[Run], part: SizePart) -> Design:
     cut to the mean length, in log C, of those between (Hoffmann et al. 2022, approach 1).
 
     Raises:
-        LawRefused: if fewer than three sizes ever lead.
+        NotFittable: if fewer than three sizes ever lead.
     """
     rows = [(run, i) for run in runs for i in range(len(run.curve["loss"]))]
     labels = np.concatenate([[j] * len(run.curve["loss"]) for j, run in enumerate(runs)])

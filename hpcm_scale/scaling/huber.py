@@ -91,7 +91,7 @@ def fit_huber(points: Points, near: PowerLaw) -> HuberFit:
             which L-BFGS-B needs thousands of steps along the valley of E, A and alpha.
 
     Raises:
-        LawRefused: if from every start the exponents leave the range of the search.
+        NotFittable: if from every start the exponents leave the range of the search.
 
     Source: Hoffmann et al. 2022, section 3.3 and appendix D.3.
     """

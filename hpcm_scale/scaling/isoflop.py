@@ -46,7 +46,7 @@ def isoflop(
     """Cut the runs' curves at equal FLOPs and find the size of least loss at each.
 
     Raises:
-        LawRefused: if no count of FLOPs was passed by four sizes.
+        NotFittable: if no count of FLOPs was passed by four sizes.
     """
     n = sizes_of(runs, part)
     ends = np.array([r.curve["flops"][-1] for r in runs])
@@ -178,7 +178,7 @@ def cost_of(runs: Sequence[Run], part: SizePart) -> Cost:
     """Fit counted FLOPs per image against N: C is never taken to be 6ND.
 
     Raises:
-        LawRefused: if the runs have one size only.
+        NotFittable: if the runs have one size only.
     """
     log_n = np.log(sizes_of(runs, part))
     log_f = np.log([r.train_flops_per_crop for r in runs])

@@ -97,7 +97,7 @@ class Fit:
         """Profile interval of E, A, alpha, B or beta.
 
         Raises:
-            LawRefused: if there is no degree of freedom and no assumed noise.
+            NotFittable: if there is no degree of freedom and no assumed noise.
         """
         k = len(self.points.x)
         names = [n for pair in TERM_NAMES[:k] for n in pair]
@@ -134,7 +134,7 @@ class Fit:
             new_run: the interval is for the loss one more run would show, not for the law.
 
         Raises:
-            LawRefused: if there is no degree of freedom and no assumed noise.
+            NotFittable: if there is no degree of freedom and no assumed noise.
         """
         k = len(x)
         value = float(self.law(*x))
@@ -173,7 +173,7 @@ def fit_law(
         what: what each abscissa is, for messages.
 
     Raises:
-        LawRefused: if the points are too few, flat, rising, or leave an exponent undetermined.
+        NotFittable: if the points are too few, flat, rising, or leave an exponent undetermined.
     """
     points = points_of(x, y, cluster)
     _enough(points, what)

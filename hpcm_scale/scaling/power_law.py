@@ -92,7 +92,7 @@ def points_of(x: np.ndarray, y: np.ndarray, cluster: np.ndarray | None = None) -
         cluster: (n,) label of the run each point comes from; None when each is a run of its own.
 
     Raises:
-        LawRefused: if shapes differ, or a value is not finite and above 0.
+        NotFittable: if shapes differ, or a value is not finite and above 0.
     """
     x, y = np.atleast_2d(np.asarray(x, float)), np.asarray(y, float)
     if x.shape[1:] != y.shape:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from hpcm_scale.codec import container
 from hpcm_scale.codec.codec import Codec
+from hpcm_scale.codec.coding_result import unheard
 from hpcm_scale.codec.images import picture_of
 from hpcm_scale.codec.tiled_transforms import analyse, synthesise
 from hpcm_scale.codec.tiles import reach_of
@@ -151,7 +152,7 @@ def test_pieces_of_a_transform_leave_no_seam(variant, make_photo: Photo):
         whole, pieces = (analyse(network, pixels, memory) for memory in (1 << 40, 1 << 10))
         assert (whole - pieces).abs().max() < 1e-4 * whole.abs().max()
         x, x_pieces = (
-            synthesise(network, whole.round(), (512, 768), False, memory).astype(int)
+            synthesise(network, whole.round(), (512, 768), False, unheard, memory).astype(int)
             for memory in (1 << 40, 1 << 10)
         )
     # Sums in another order may round a pixel to its neighbouring level.

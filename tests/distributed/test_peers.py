@@ -13,7 +13,7 @@ from hpcm_scale.codec.codec import Codec
 from hpcm_scale.codec.images import picture_of
 from hpcm_scale.data.stream import read_images
 from hpcm_scale.training.export import export_run
-from hpcm_scale.training.job import free_port
+from hpcm_scale.training.rendezvous import free_port
 from hpcm_scale.weights.model_file import load_model
 from hpcm_scale.weights.peers import PEERS
 from tests.distributed.jobs import ROOT, environment

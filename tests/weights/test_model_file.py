@@ -328,7 +328,7 @@ def test_values_that_are_not_finite_are_refused(tmp_path: Path, value: float, ha
         boundaries = stored.get_tensor("coding.y.boundaries").clone()
     boundaries[-1] = float("inf")
     _rewrite(path, {"coding.y.boundaries": boundaries})
-    with pytest.raises(CheckpointError, match="boundaries are not finite"):
+    with pytest.raises(CheckpointError, match="boundaries of scales and offsets are not finite"):
         load_model(path)
 
 
