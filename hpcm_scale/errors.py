@@ -71,6 +71,7 @@ EXTRAS = {
     "accelerate": "eval",
     "pytorch_msssim": "eval",
     "pillow_jxl": "eval",
+    "pyarrow": "tables",
 }
 """Top-level module -> the extra of pyproject.toml that installs it."""
 

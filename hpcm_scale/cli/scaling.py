@@ -20,12 +20,15 @@ SET = typer.Option(None, "--set", metavar="KEY=VALUE", help="Over the file; may 
 ONLY = typer.Option(None, help="A run's name, or a pattern such as 'w0.1-*'; may be repeated.")
 RANKS = typer.Option(1, min=1, help="Processes, or GPUs, of each run.")
 JOBS = typer.Option(1, min=1, help="Runs at once; each gets its share of the cores or GPUs.")
+TABLES = "Tables"
 LONGEST = typer.Option(False, "--longest-first", help="Fills --jobs better than smallest first.")
 
 
 @app.command()
 def fit(
-    runs: list[Path] = typer.Argument(help="Run folders, or folders of them."),
+    runs: list[Path] = typer.Argument(
+        help="Run folders, folders of them, or tables: .csv, .tsv, .json, .jsonl, .parquet."
+    ),
     out: Path = typer.Option(Path("report"), "-o", "--out", help="Where the report goes."),
     size: str = typer.Option("total", help="What N counts: total, transform, hyper or context."),
     target_size: float = typer.Option(1e10, min=1, help="N to extrapolate to."),
@@ -37,17 +40,54 @@ def fit(
     seed_noise: float = typer.Option(
         0.01, min=1e-6, max=1, help="Relative noise between seeds, assumed if the runs cannot tell."
     ),
+    n: str = typer.Option(None, "--n", help="Column of parameters.", rich_help_panel=TABLES),
+    d: str = typer.Option(
+        None, "--d", help="Column of data seen: tokens, crops.", rich_help_panel=TABLES
+    ),
+    c: str = typer.Option(None, "--c", help="Column of training FLOPs.", rich_help_panel=TABLES),
+    loss: str = typer.Option(None, "--loss", help="Column of losses.", rich_help_panel=TABLES),
+    group: str = typer.Option(
+        None, "--group", help="Column of families: each has its own law.", rich_help_panel=TABLES
+    ),
+    flops_per: float = typer.Option(
+        None,
+        min=0,
+        help="Without a column of data: D = C / (this x N); 6 for transformers.",
+        rich_help_panel=TABLES,
+    ),
+    drop_highest: int = typer.Option(
+        0, min=0, help="Leave out so many runs of highest loss.", rich_help_panel=TABLES
+    ),
 ) -> None:
-    """Fit scaling laws to finished runs; write law.json, plots and a report."""
+    """Fit scaling laws to finished runs; write law.json, plots and a report.
+
+    Of a table's columns those not named are guessed by their usual names, and shown.
+    """
     from hpcm_scale.errors import RunError
     from hpcm_scale.runs.records import SIZE_PARTS, read_runs
+    from hpcm_scale.runs.run_table import Columns, is_table, read_tables
     from hpcm_scale.scaling import report, summary
     from hpcm_scale.scaling.fit_results import Settings
     from hpcm_scale.scaling.study import study
+    from hpcm_scale.scaling.table_study import table_study
 
     if size not in SIZE_PARTS:
         raise RunError(f"--size: {size!r} is not one of {', '.join(SIZE_PARTS)}")
     settings = Settings(size, target_size, budget, confidence, seed_noise, bootstraps)
+    columns = Columns(n, d, c, loss, group)
+    tables = [path for path in runs if is_table(path)]
+    if tables and len(tables) < len(runs):
+        raise RunError("tables and run folders are fitted apart: give one kind at a time")
+    if tables:
+        found, notes = read_tables(tables, columns, drop_highest)
+        of_tables = table_study(found, notes, settings, flops_per)
+        for piece in summary.table_summary(of_tables):
+            console.print(piece)
+        written = report.write_table_report(of_tables, out)
+        console.print(f"{written[0]} and {len(written) - 1} files beside it", highlight=False)
+        return
+    if columns != Columns() or drop_highest or flops_per:
+        raise RunError("--n, --d, --c, --loss, --group, --flops-per, --drop-highest: for tables")
     result = study(read_runs(runs), settings)
     for piece in summary.summary(result):
         console.print(piece)

@@ -1,6 +1,6 @@
 """Which points of which runs a law is fitted to. Every choice that a reader should know is told."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -20,15 +20,31 @@ class Design:
 
     x: np.ndarray
     """(k, n): sizes; sizes and images; or FLOPs."""
-    rows: list[tuple[Run, int]]
-    """(n) the run of each point and the index of its validation row."""
+    values: Mapping[str, np.ndarray]
+    """(n,) of each metric, such as loss."""
     run: np.ndarray
     """(n,) int label of the run."""
+    names: list[str]
+    """(n) name of the run."""
     cautions: list[str] = field(default_factory=list)
+
+    @classmethod
+    def of_rows(
+        cls,
+        x: np.ndarray,
+        rows: Sequence[tuple[Run, int]],
+        run: np.ndarray,
+        cautions: Sequence[str] = (),
+    ) -> "Design":
+        """Points that are validation rows: of each its run, and its index there."""
+        values = {
+            name: np.array([run.curve[name][i] for run, i in rows]) for name in rows[0][0].curve
+        }
+        return cls(x, values, run, [run.name for run, _ in rows], list(cautions))
 
     def metric(self, name: str) -> np.ndarray:
         """(n,) loss, bpp or mse at the points."""
-        return np.array([run.curve[name][i] for run, i in self.rows])
+        return self.values[name]
 
 
 def sizes_of(runs: Sequence[Run], part: SizePart) -> np.ndarray:
@@ -60,7 +76,7 @@ def equal_images(runs: Sequence[Run], part: SizePart) -> Design:
         )
     kept = np.flatnonzero(chosen).tolist()
     rows = [(runs[i], len(runs[i].curve["loss"]) - 1) for i in kept]
-    return Design(n[kept][None], rows, np.arange(len(kept)), cautions)
+    return Design.of_rows(n[kept][None], rows, np.arange(len(kept)), cautions)
 
 
 def _thinned(run: Run) -> list[int]:
@@ -83,14 +99,14 @@ def size_and_images(runs: Sequence[Run], part: SizePart) -> Design:
     lengths = len(np.unique(np.round(np.log(images) / 0.02)))
     if lengths >= 3 and len(set(n)) >= 3 and len(runs) >= 6:
         rows = [(r, len(r.curve["loss"]) - 1) for r in runs]
-        return Design(np.stack([n, images]), rows, np.arange(len(runs)))
+        return Design.of_rows(np.stack([n, images]), rows, np.arange(len(runs)))
     rows, labels = [], []
     for label, run in enumerate(runs):
         kept = _thinned(run)
         rows += [(run, i) for i in kept]
         labels += [label] * len(kept)
     x = np.array([[r.parameters[part], r.curve["crops"][i]] for r, i in rows], float).T
-    return Design(x, rows, np.array(labels), [MID_SCHEDULE])
+    return Design.of_rows(x, rows, np.array(labels), [MID_SCHEDULE])
 
 
 def frontier(runs: Sequence[Run], part: SizePart) -> Design:
@@ -127,6 +143,6 @@ def frontier(runs: Sequence[Run], part: SizePart) -> Design:
         thin += own[picks].tolist()
     thin = np.array(sorted(thin, key=lambda i: c[i]))
     ended = all(rows[i][1] == len(rows[i][0].curve["loss"]) - 1 for i in thin)
-    return Design(
+    return Design.of_rows(
         c[thin][None], [rows[i] for i in thin], labels[thin], [] if ended else [MID_SCHEDULE]
     )

@@ -105,7 +105,7 @@ def _family(family: Family, pictures: Sequence[tuple[str, Path]], settings: Sett
         out.append("<h3>The laws</h3>")
         rows = [row for law in fitted for row in report_text.rows(law)]
         out.append(_table(report_text.ROW_HEADS, rows, mark_first=True))
-    if note := report_text.foot(family):
+    if note := report_text.foot(fitted):
         out.append(f'<p class="note">{escape(note)}</p>')
     if found := report_text.findings(family):
         out.append("<h3>Checks and predictions</h3>")

@@ -1,11 +1,12 @@
 """Figures of a study: matplotlib without a display, each as PNG and SVG."""
 
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import matplotlib
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import ListedColormap, LogNorm
@@ -291,4 +292,30 @@ def isoflop(view: IsoFlop, title: str, settings: Settings) -> Figure:
         right.legend(fontsize=9, frameon=False)
     else:
         _refused(right, view.refusal or "too few slices", 60)
+    return figure
+
+
+def laws_side_by_side(
+    laws: Sequence[tuple[str, FittedLaw]], name: str, settings: Settings
+) -> Figure:
+    """Runs and least-squares law of each family, with its interval band."""
+    figure, (axes,) = _figure(f"{name} by family" if len(laws) > 1 else f"{laws[0][0]}: {name}")
+    colours = colormaps["viridis"](np.linspace(0.05, 0.8, len(laws)))
+    for (label, law), colour in zip(laws, colours, strict=True):
+        x = law.design.x[0]
+        grid = np.geomspace(x.min() / 1.25, x.max() * 1.6, 60)
+        predicted = [law.fit.predict(float(value)) for value in grid]
+        low, high = np.array([interval.ends for _, interval in predicted]).T
+        value = np.array([value for value, _ in predicted])
+        axes.plot(grid, value, color=colour, lw=1.5)
+        axes.fill_between(
+            grid, np.maximum(low, 0), np.minimum(high, 10 * value.max()),
+            color=colour, alpha=0.15, lw=0,
+        )  # fmt: skip
+        axes.plot(x, law.y, "o", color=colour, ms=4, label=f"{label} ({x.size})")
+    every = np.concatenate([law.y for _, law in laws])
+    axes.set_ylim(0.95 * every.min(), 1.05 * every.max())
+    _log_x(axes, SIZE_LABELS[settings.size] if name == "L(N)" else "Training compute C (FLOPs)")
+    axes.set_ylabel("Loss")
+    axes.legend(fontsize=9, frameon=False)
     return figure

@@ -8,6 +8,7 @@ from hpcm_scale import __version__
 from hpcm_scale.files import atomic_write
 from hpcm_scale.scaling import html_report, plots
 from hpcm_scale.scaling.fit_results import Family, Law, Prediction, Study, UnfittedLaw
+from hpcm_scale.scaling.table_study import TableStudy
 
 
 def law_json(study: Study) -> dict[str, Any]:
@@ -78,7 +79,7 @@ def _law(law: Law) -> dict[str, Any]:
         "cautions": law.cautions,
         "x": None if law.design is None else law.design.x.tolist(),
         "y": None if law.design is None else law.design.metric(law.metric).tolist(),
-        "run": None if law.design is None else [run.name for run, _ in law.design.rows],
+        "run": None if law.design is None else law.design.names,
     }
     if isinstance(law, UnfittedLaw):
         return out
@@ -145,4 +146,67 @@ def write_report(study: Study, folder: Path) -> list[Path]:
             pictures[-1].append((name, paths[0]))
     written.append(folder / "report.html")
     atomic_write(written[-1], html_report.render(study, pictures))
+    return written
+
+
+def table_json(study: TableStudy) -> dict[str, Any]:
+    """The laws of tables as plain values, like `law_json`."""
+    return {
+        "hpcm_scale": __version__,
+        "settings": vars(study.settings),
+        "families": [
+            {
+                "label": family.table.label,
+                "runs": len(family.table),
+                "laws": [_law(law) for law in family.laws],
+                "rolling_hold_out": {
+                    name: [vars(part) for part in parts] for name, parts in family.hold_outs.items()
+                },
+                "cautions": family.cautions,
+            }
+            for family in study.families
+        ],
+        "comparisons": [
+            {
+                "law": comparison.law,
+                "families": comparison.families,
+                "common_exponent": comparison.common_exponent,
+                "p_of_equal_exponents": comparison.p if comparison.p == comparison.p else None,
+                "crossings": [
+                    {
+                        "families": [first, second],
+                        "at": at,
+                        "interval": vars(interval),
+                        "share_of_resamples": share,
+                    }
+                    for first, second, at, interval, share in comparison.crossings
+                ],
+            }
+            for comparison in study.comparisons
+        ],
+        "notes": study.notes,
+    }
+
+
+def write_table_report(study: TableStudy, folder: Path) -> list[Path]:
+    """Write law.json and a figure of every law of one variable into `folder`.
+
+    Returns:
+        The paths written.
+
+    Raises:
+        OSError: if the folder cannot be written.
+    """
+    written = [folder / "law.json"]
+    atomic_write(written[0], json.dumps(table_json(study), indent=2, allow_nan=False) + "\n")
+    for name, file in (("L(N)", "loss-against-size"), ("L(C)", "loss-against-compute")):
+        laws = [
+            (family.table.label, law)
+            for family in study.families
+            for law in family.fitted
+            if law.name == name
+        ]
+        if laws:
+            figure = plots.laws_side_by_side(laws, name, study.settings)
+            written += plots.save(figure, folder, file)
     return written

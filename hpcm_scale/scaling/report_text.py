@@ -140,9 +140,7 @@ def gathered_cautions(family: Family) -> list[str]:
     return [f"{', '.join(labels)}: {caution}" for caution, labels in about.items()]
 
 
-def foot(family: Family) -> str | None:
+def foot(fitted: Sequence[FittedLaw]) -> str | None:
     """Meaning of the asterisk in the bootstrap's column."""
-    few = any(
-        law.bootstrap is not None and law.fit.points.clusters < FEW_RUNS for law in family.fitted
-    )
+    few = any(law.bootstrap is not None and law.fit.points.clusters < FEW_RUNS for law in fitted)
     return f"* fewer than {FEW_RUNS} runs: too narrow, quote the profile interval" if few else None

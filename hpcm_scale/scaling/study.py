@@ -53,10 +53,10 @@ def _family(label: str, runs: list[Run], settings: Settings) -> Family:
     sizes = equal_images(runs, part)
     size_laws: dict[Metric, Law] = {m: size_law(sizes, m, settings) for m in METRICS}
     try:
-        compute = _law("L(C)", "loss", frontier(runs, part), settings, ("FLOP count",))
+        compute = fit_design("L(C)", "loss", frontier(runs, part), settings, ("FLOP count",))
     except NotFittable as error:
         compute = UnfittedLaw("L(C)", "loss", str(error))
-    surface = _law(
+    surface = fit_design(
         "L(N, D)", "loss", size_and_images(runs, part), settings, ("size", "image count")
     )
     view, refusal = None, None
@@ -68,7 +68,9 @@ def _family(label: str, runs: list[Run], settings: Settings) -> Family:
     return Family(label, runs, size_laws, compute, surface, view, refusal, cost, optima)
 
 
-def _law(name: str, metric: Metric, design: Design, settings: Settings, what: Sequence[str]) -> Law:
+def fit_design(
+    name: str, metric: Metric, design: Design, settings: Settings, what: Sequence[str]
+) -> Law:
     """Both methods, the bootstrap and the cautions for one law."""
     own = list(design.cautions)
     try:
@@ -114,7 +116,7 @@ def _disagreement(fit: Fit, huber: HuberFit) -> list[str]:
 
 def size_law(design: Design, metric: Metric, settings: Settings) -> Law:
     """L(N) = E + A N^-alpha at equal images, with held-out largest size and extrapolation."""
-    law = _law("L(N)", metric, design, settings, ("size",))
+    law = fit_design("L(N)", metric, design, settings, ("size",))
     if isinstance(law, UnfittedLaw):
         return law
     n, y = design.x[0], law.y

@@ -1,13 +1,14 @@
 """A study on the terminal: the laws in a table, then what they predict, then every caution."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from hpcm_scale.scaling import report_text
-from hpcm_scale.scaling.fit_results import Family, Study
+from hpcm_scale.scaling.fit_results import Family, FittedLaw, Settings, Study, UnfittedLaw
+from hpcm_scale.scaling.table_study import TableFamily, TableStudy
 
 
 def summary(study: Study) -> Iterator[RenderableType]:
@@ -20,21 +21,70 @@ def summary(study: Study) -> Iterator[RenderableType]:
         yield Text(line)
 
 
-def _family(family: Family, study: Study) -> Iterator[RenderableType]:
-    yield Text(report_text.heading(family, study.settings), style="bold")
+def _laws(fitted: Sequence[FittedLaw], settings: Settings) -> Iterator[RenderableType]:
     table = Table(*report_text.ROW_HEADS)
-    for law in family.fitted:
+    for law in fitted:
         for row in report_text.rows(law):
             table.add_row(*row)
         table.add_section()
     if table.rows:
         yield table
-        yield Text(f"intervals at {study.settings.confidence:.0%}", style="dim")
-    if note := report_text.foot(family):
+        yield Text(f"intervals at {settings.confidence:.0%}", style="dim")
+    if note := report_text.foot(fitted):
         yield Text(note, style="dim")
+
+
+def _family(family: Family, study: Study) -> Iterator[RenderableType]:
+    yield Text(report_text.heading(family, study.settings), style="bold")
+    yield from _laws(family.fitted, study.settings)
     for line in report_text.findings(family):
         yield Text(line)
     for line in report_text.refusals(family):
         yield Text(line, style="red")
     for line in report_text.gathered_cautions(family):
         yield Text.assemble(("caution, ", "yellow"), line)
+
+
+def table_summary(study: TableStudy) -> Iterator[RenderableType]:
+    """Output of `hpcm-scale fit` for tables, piece by piece."""
+    for note in study.notes:
+        yield Text(note, style="yellow")
+    for family in study.families:
+        runs = f"{len(family.table)} run{'' if len(family.table) == 1 else 's'}"
+        yield Text(f"{family.table.label}: {runs}", style="bold")
+        yield from _laws(family.fitted, study.settings)
+        yield from _hold_outs(family)
+        for law in family.laws:
+            if isinstance(law, UnfittedLaw):
+                yield Text(f"{law.label} refused: {law.refusal}", style="red")
+        about = [(law.label, caution) for law in family.fitted for caution in law.cautions]
+        for label, caution in [*about, *(("", caution) for caution in family.cautions)]:
+            yield Text.assemble(("caution, ", "yellow"), f"{label}: " if label else "", caution)
+    for comparison in study.comparisons:
+        yield Text(f"{comparison.law}, {' and '.join(comparison.families)}", style="bold")
+        yield Text(
+            f"one exponent for all: {report_text.figures(comparison.common_exponent)}; F test of "
+            f"equal exponents, p = {comparison.p:.2g}"
+        )
+        for first, second, at, interval, share in comparison.crossings:
+            yield Text(
+                f"{first} and {second} cross at {report_text.figures(at)} "
+                f"({report_text.span(interval)}; {share:.0%} of resamples cross once)"
+            )
+
+
+def _hold_outs(family: TableFamily) -> Iterator[RenderableType]:
+    table = Table("fitted", "runs", "predicted", "runs", "mean error", "rms error")
+    table.title = "rolling hold-out: the smallest fitted, the next larger predicted"
+    for name, parts in family.hold_outs.items():
+        for i, part in enumerate(parts):
+            ahead = f"{report_text.figures(part.low)} … {report_text.figures(part.high)}"
+            ahead = ahead.partition(" …")[0] if part.low == part.high else ahead
+            table.add_row(
+                "" if i else name,
+                *(str(part.fitted), ahead, str(part.runs)),
+                *(f"{part.bias:+.2%}", f"{part.error:.2%}"),
+            )
+        table.add_section()
+    if table.rows:
+        yield table

@@ -25,7 +25,7 @@ def test_no_run_was_below_a_frontier_point_for_fewer_flops(write_run):
     for c, loss in zip(design.x[0], design.metric("loss"), strict=True):
         for run in runs:
             assert not ((run.curve["flops"] <= c) & (run.curve["loss"] < loss)).any()
-    assert len({run.name for run, _ in design.rows}) >= 3
+    assert len(set(design.names)) >= 3
 
 
 def test_the_frontier_leaves_out_where_only_one_size_ran(write_run):
@@ -44,8 +44,8 @@ def test_size_laws_take_only_runs_that_saw_the_same_images(write_run):
     ladder(write_run, images=40_000)
     runs = ladder(write_run, sizes=SIZES[:2], images=80_000)
     design = equal_images(runs, "total")
-    assert {run.curve["crops"][-1] for run, _ in design.rows} == {40_000}
-    assert len(design.rows) == len(SIZES)
+    assert set(design.metric("crops")) == {40_000}
+    assert len(design.names) == len(SIZES)
     assert "2 that saw another number are left out" in design.cautions[0]
 
 
@@ -55,7 +55,7 @@ def test_runs_of_several_lengths_are_preferred_to_checkpoints(write_run):
     design = size_and_images(runs, "total")
     assert len(design.run) == len(set(design.run)) == 18
     assert not design.cautions
-    assert (design.x[1] == [run.curve["crops"][-1] for run, _ in design.rows]).all()
+    assert (design.x[1] == design.metric("crops")).all()
 
 
 def test_checkpoints_carry_their_run_and_a_caution(write_run):

@@ -1,0 +1,268 @@
+"""Laws of runs that come as tables: what a table has decides which laws can be fitted."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from scipy import optimize, stats
+
+from hpcm_scale.runs.run_table import RunTable
+from hpcm_scale.scaling.bootstrap import percentiles
+from hpcm_scale.scaling.data_selection import Design
+from hpcm_scale.scaling.fit_results import FittedLaw, Law, Settings
+from hpcm_scale.scaling.laws import fit_law
+from hpcm_scale.scaling.power_law import Interval, NotFittable
+from hpcm_scale.scaling.study import fit_design
+from hpcm_scale.scaling.variable_projection import HIGHEST_EXPONENT, LOWEST_EXPONENT
+
+STANDING_OUT = 4.0
+"""Residuals so many robust standard deviations from the law are named."""
+PARTS = 6
+"""A rolling hold-out cuts the runs, ordered by size, into so many parts."""
+
+
+@dataclass(frozen=True)
+class HoldOut:
+    """Runs of the next larger sizes, predicted from all smaller ones."""
+
+    fitted: int
+    """Runs fitted."""
+    low: float
+    high: float
+    """Range of the predicted runs' first variable."""
+    runs: int
+    """Runs predicted."""
+    bias: float
+    """Mean of predicted / measured - 1."""
+    error: float
+    """Root mean square of the same."""
+
+
+@dataclass
+class TableFamily:
+    """One family of runs and its laws."""
+
+    table: RunTable
+    laws: list[Law]
+    hold_outs: dict[str, list[HoldOut]] = field(default_factory=dict)
+    """By law."""
+    cautions: list[str] = field(default_factory=list)
+
+    @property
+    def fitted(self) -> list[FittedLaw]:
+        """Laws that were fitted."""
+        return [law for law in self.laws if isinstance(law, FittedLaw)]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two or more families by one law of one variable."""
+
+    law: str
+    families: list[str]
+    common_exponent: float
+    p: float
+    """Of the F test of equal exponents: small where they differ."""
+    crossings: list[tuple[str, str, float, Interval, float]]
+    """Two families, where their curves cross, its interval, and the share of resamples that do."""
+
+
+@dataclass(frozen=True)
+class TableStudy:
+    """Everything `hpcm-scale fit` shows of tables."""
+
+    settings: Settings
+    families: list[TableFamily]
+    comparisons: list[Comparison]
+    notes: list[str]
+
+
+def table_study(
+    tables: Sequence[RunTable], notes: Sequence[str], settings: Settings, flops_per: float | None
+) -> TableStudy:
+    """Fit every law that the tables can carry.
+
+    Args:
+        notes: how they were read.
+        flops_per: where a table has C and N but not D, D is C / (flops_per · N); None: it is left.
+    """
+    notes = list(notes)
+    families = []
+    for table in tables:
+        if table.d is None and table.n is not None and table.c is not None and flops_per:
+            d = table.c / (flops_per * table.n)
+            table = replace(table, d=d)
+            notes.append(f"{table.label}: D is taken to be C / ({flops_per:g} N)")
+        families.append(_family(table, settings))
+    comparisons = []
+    for name in ("L(N)", "L(C)"):
+        group = [(f.table.label, law) for f in families for law in f.fitted if law.name == name]
+        if len(group) > 1:
+            comparisons.append(compare(name, group, settings))
+    return TableStudy(settings, families, comparisons, notes)
+
+
+def _family(whole: RunTable, settings: Settings) -> TableFamily:
+    table = whole
+    laws: list[Law] = []
+    n, d, c = table.n, table.d, table.c
+    if n is not None and d is not None and len(np.unique(d)) >= 3:
+        laws.append(_law("L(N, D)", table, [n, d], settings, ("size", "amount of data"), []))
+    elif n is not None:
+        said = []
+        if d is not None and d.max() > 1.02 * d.min():
+            said = [
+                f"runs saw {d.min():.4g} or {d.max():.4g} {table.unit}: L(N) mixes the effect of "
+                "size with that of training"
+            ]
+        laws.append(_law("L(N)", table, [n], settings, ("size",), said))
+    if c is not None:
+        lead = _frontier(c, table.loss)
+        said = []
+        if n is not None and len(lead) < len(c):
+            said = [f"L(C) takes the {len(lead)} runs that no run of fewer FLOPs betters"]
+            c, table = c[lead], table.kept(lead)
+        laws.append(_law("L(C)", table, [c], settings, ("FLOP count",), said))
+    family = TableFamily(whole, laws)
+    for law in family.fitted:
+        family.hold_outs[law.name] = rolling_hold_out(law)
+        law.cautions += _standing_out(law)
+    if whole.differing:
+        family.cautions.append(
+            f"the runs differ in {', '.join(whole.differing)}: no law is of one of these; "
+            "--group fits each apart"
+        )
+    return family
+
+
+def _law(
+    name: str,
+    table: RunTable,
+    x: Sequence[np.ndarray],
+    settings: Settings,
+    what: Sequence[str],
+    said: list[str],
+) -> Law:
+    """The law of a table's losses against `x`, which has a value for each of its runs."""
+    design = Design(np.stack(x), {"loss": table.loss}, np.arange(len(table)), table.names, said)
+    return fit_design(name, "loss", design, settings, what)
+
+
+def _frontier(c: np.ndarray, loss: np.ndarray) -> np.ndarray:
+    """Numbers of the runs that no run of fewer or equal FLOPs betters."""
+    order = np.lexsort((loss, c))
+    before = np.concatenate([[np.inf], np.minimum.accumulate(loss[order])[:-1]])
+    return np.sort(order[loss[order] < before])
+
+
+def rolling_hold_out(law: FittedLaw) -> list[HoldOut]:
+    """Fit the smallest runs, predict the next larger ones, and so on to the largest."""
+    x, y = law.fit.points.x, law.y
+    sizes = np.unique(x[0])
+    parts = np.array_split(sizes, min(PARTS, len(sizes)))
+    out = []
+    for fitted, following in pairwise(range(len(parts))):
+        small = x[0] <= parts[fitted][-1]
+        ahead = (x[0] >= parts[following][0]) & (x[0] <= parts[following][-1])
+        try:
+            fit = fit_law(x[:, small], y[small], confidence=law.fit.confidence)
+        except NotFittable:
+            continue
+        errors = fit.law(*x[:, ahead]) / y[ahead] - 1
+        out.append(
+            HoldOut(
+                int(small.sum()),
+                float(x[0][ahead].min()),
+                float(x[0][ahead].max()),
+                int(ahead.sum()),
+                float(errors.mean()),
+                float(np.sqrt((errors**2).mean())),
+            )
+        )
+    return out
+
+
+def _standing_out(law: FittedLaw) -> list[str]:
+    """Runs whose residual stands out, which the Huber fit gives less weight."""
+    reference = law.fit if law.huber is None else law.huber
+    residuals = 1 - reference.law(*law.fit.points.x) / law.y
+    spread = 1.4826 * np.median(np.abs(residuals - np.median(residuals)))
+    if len(residuals) < 2 * law.fit.points.unknowns or not spread > 0:
+        return []
+    far = np.flatnonzero(np.abs(residuals) > STANDING_OUT * spread)
+    if not len(far):
+        return []
+    worst = far[np.argsort(-np.abs(residuals[far]))][:3]
+    named = ", ".join(f"{law.design.names[i]} ({residuals[i]:+.1%})" for i in worst)
+    return [
+        f"{len(far)} of {len(residuals)} runs lie over {STANDING_OUT:g} robust standard deviations "
+        f"from the law: {named}{', ...' if len(far) > 3 else ''}; least squares follows them, the "
+        "Huber fit hardly does"
+    ]
+
+
+def compare(name: str, group: Sequence[tuple[str, FittedLaw]], settings: Settings) -> Comparison:
+    """Test that the exponents of several families are equal, and find where their curves cross.
+
+    The F test takes every family's losses to scatter by the same share of the loss.
+    """
+    laws = [law for _, law in group]
+
+    def shared(log_exponent: float) -> float:
+        exponent = np.exp(log_exponent)
+        return sum(_sse_at(law.fit.points.x[0], law.y, exponent) for law in laws)
+
+    grid = np.linspace(np.log(LOWEST_EXPONENT), np.log(HIGHEST_EXPONENT), 400)
+    best = int(np.argmin([shared(value) for value in grid]))
+    near = (grid[max(best - 1, 0)], grid[min(best + 1, len(grid) - 1)])
+    found: Any = optimize.minimize_scalar(shared, bounds=near, method="bounded")
+    apart = sum(law.fit.sse for law in laws)
+    extra = len(laws) - 1
+    left = sum(len(law.y) - law.fit.points.unknowns for law in laws)
+    p = float("nan")
+    if left > 0:
+        ratio = (float(found.fun) - apart) / extra / max(apart / left, 1e-300)
+        p = float(stats.f.sf(max(ratio, 0.0), extra, left))
+    crossings = []
+    for i, (first, one) in enumerate(group):
+        for second, other in group[i + 1 :]:
+            crossing = _crossing(one, other, settings)
+            if crossing is not None:
+                crossings.append((first, second, *crossing))
+    return Comparison(name, [label for label, _ in group], float(np.exp(found.x)), p, crossings)
+
+
+def _sse_at(x: np.ndarray, y: np.ndarray, exponent: float) -> float:
+    """Least sum of squared relative residuals of E + A x^-exponent with E, A ≥ 0."""
+    scaled = (x / np.exp(np.log(x).mean())) ** -exponent
+    return float(optimize.nnls(np.stack([1 / y, scaled / y], axis=1), np.ones(len(y)))[1] ** 2)
+
+
+def _crossing(
+    one: FittedLaw, other: FittedLaw, settings: Settings
+) -> tuple[float, Interval, float] | None:
+    """Where two laws are equal within 100 times the range of their runs, if they are once."""
+    x = np.concatenate([one.fit.points.x[0], other.fit.points.x[0]])
+    grid = np.geomspace(x.min() / 100, x.max() * 100, 2000)
+
+    def cross(first: np.ndarray, second: np.ndarray) -> float:
+        difference = (first[0] + first[1] * grid ** -first[2]) - (
+            second[0] + second[1] * grid ** -second[2]
+        )
+        changes = np.flatnonzero(np.sign(difference[1:]) != np.sign(difference[:-1]))
+        return float(grid[changes[0]]) if len(changes) == 1 else np.nan
+
+    values = [np.array(list(law.fit.law.parameters.values())) for law in (one, other)]
+    at = cross(*values)
+    if not np.isfinite(at) or one.bootstrap is None or other.bootstrap is None:
+        return None
+    rng = np.random.default_rng(0)
+    draws = [
+        law.bootstrap.projected[rng.integers(len(law.bootstrap.projected), size=settings.draws)]
+        for law in (one, other)
+        if law.bootstrap is not None
+    ]
+    found = np.array([cross(a, b) for a, b in zip(*draws, strict=True)])
+    return at, percentiles(found, settings.confidence), float(np.isfinite(found).mean())

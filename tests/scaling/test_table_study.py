@@ -1,0 +1,96 @@
+"""Laws fitted to tables of runs, against laws the runs were drawn from and a published fit."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from hpcm_scale.cli import app
+from hpcm_scale.runs.run_table import Columns, RunTable, read_tables
+from hpcm_scale.scaling.fit_results import Settings
+from hpcm_scale.scaling.table_study import table_study
+from tests.scaling.test_published import PUBLISHED, shared_runs
+
+SETTINGS = Settings(draws=200)
+
+
+def drawn(label: str, floor: float, factor: float, exponent: float, noise=0.002, seed=0, **more):
+    rng = np.random.default_rng(seed)
+    n = np.geomspace(1e6, 1e9, 12)
+    loss = (floor + factor * n**-exponent) * np.exp(noise * rng.standard_normal(12))
+    fields = {"d": None, "c": None, "differing": []} | more
+    return RunTable(label, "tokens", [f"{label}{i}" for i in range(12)], n, loss=loss, **fields)
+
+
+def test_only_sizes_and_losses_give_a_law_of_size():
+    study = table_study([drawn("a", 1.5, 30, 0.2)], [], SETTINGS, None)
+    (family,) = study.families
+    (law,) = family.laws
+    assert law.name == "L(N)"
+    low, high = law.fit.interval("alpha").ends
+    assert low < 0.2 < high
+    parts = family.hold_outs["L(N)"]
+    assert [part.fitted for part in parts] == sorted(part.fitted for part in parts)
+    assert all(part.error < 0.05 for part in parts)
+
+
+def test_equal_exponents_are_told_from_different_ones():
+    tables = [drawn("a", 1.5, 30, 0.2, seed=1), drawn("b", 1.2, 40, 0.2, seed=2)]
+    (equal,) = table_study(tables, [], SETTINGS, None).comparisons
+    assert equal.p > 0.05
+    assert equal.common_exponent == pytest.approx(0.2, abs=0.02)
+    tables[1] = drawn("b", 1.5, 500, 0.4, seed=2)
+    (different,) = table_study(tables, [], SETTINGS, None).comparisons
+    assert different.p < 1e-3
+    ((_, _, at, interval, share),) = different.crossings
+    # 30 N^-0.2 = 500 N^-0.4 at N = (500 / 30)^5
+    assert interval.low < (500 / 30) ** 5 < interval.high
+    assert at == pytest.approx((500 / 30) ** 5, rel=0.3)
+    assert share > 0.9
+
+
+def test_runs_that_stand_out_and_conditions_are_told():
+    table = drawn("a", 1.5, 30, 0.2, differing=["batch (2 values)"])
+    table.loss[7] *= 1.1
+    (family,) = table_study([table], [], SETTINGS, None).families
+    assert any("a7 (+" in caution for caution in family.laws[0].cautions)
+    assert "batch (2 values)" in family.cautions[0]
+    assert "no law is of one of these" in family.cautions[0]
+
+
+@pytest.mark.skipif(not shared_runs().exists(), reason=f"{shared_runs()} is not there")
+def test_published_runs_give_the_published_law():
+    tables, notes = read_tables([shared_runs()], Columns(), drop_highest=5)
+    assert len(tables[0]) == 240
+    assert "N is 'Model Size', C is 'Training FLOP', loss is 'loss'" in notes[0]
+    study = table_study(tables, notes, SETTINGS, 6)
+    law = study.families[0].fitted[0]
+    assert law.name == "L(N, D)"
+    for name, (value, error) in PUBLISHED.items():
+        assert abs(law.huber.law.parameters[name] - value) < error, name
+        low, high = law.bootstrap.interval(law.bootstrap.huber, name, 0.95).ends
+        assert low < value < high, name
+
+
+def test_the_verb_writes_a_law_and_a_figure(tmp_path: Path):
+    table = drawn("a", 1.5, 30, 0.2)
+    path = tmp_path / "runs.csv"
+    rows = [f"{n},{loss}" for n, loss in zip(table.n, table.loss, strict=True)]
+    path.write_text("\n".join(["parameters,final loss", *rows]))
+    options = ["--loss", "final loss", "--bootstraps", "100"]
+    result = CliRunner().invoke(app, ["fit", str(path), "-o", str(tmp_path / "out"), *options])
+    assert result.exit_code == 0, result.output
+    law = json.loads((tmp_path / "out" / "law.json").read_text())["families"][0]["laws"][0]
+    assert law["law"] == "loss(N)"
+    assert law["variable_projection"]["parameters"]["alpha"] == pytest.approx(0.2, abs=0.03)
+    assert (tmp_path / "out" / "loss-against-size.png").stat().st_size > 10_000
+
+
+def test_names_of_columns_are_for_tables(tmp_path: Path):
+    (tmp_path / "runs").mkdir()
+    for paths in ([tmp_path / "runs"], [tmp_path / "a.csv", tmp_path / "runs"]):
+        result = CliRunner().invoke(app, ["fit", *map(str, paths), "--loss", "x"])
+        assert result.exit_code != 0
+        assert "tables" in str(result.exception)
