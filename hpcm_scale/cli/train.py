@@ -1,5 +1,6 @@
 """The verb that trains one run."""
 
+import json
 import sys
 from pathlib import Path
 
@@ -18,6 +19,18 @@ def train(
         "--set",
         metavar="KEY=VALUE",
         help="A field over the file, dotted: optimizer.lr=1e-4. May be repeated.",
+        rich_help_panel=RUN,
+    ),
+    init: str = typer.Option(
+        None,
+        metavar="MODEL",
+        help="Fine-tune: start from a model file, imported, exported or bundled, and its network.",
+        rich_help_panel=RUN,
+    ),
+    freeze: str = typer.Option(
+        None,
+        metavar="PART,PART",
+        help="Parts of the network that keep their weights: g_a,h_a.",
         rich_help_panel=RUN,
     ),
     resume: str = typer.Option(
@@ -52,6 +65,11 @@ def train(
     from hpcm_scale.config import load_run
     from hpcm_scale.training import launcher
 
+    changes = list(changes)
+    if init is not None:
+        changes.append(f"init={json.dumps(init)}")
+    if freeze is not None:
+        changes.append(f"optimizer.freeze={json.dumps(freeze.split(','))}")
     run = load_run(config, changes)  # what is wrong with it is said before any rank starts
     if dry_run:
         rank.dry_run(run, resume, accelerators)

@@ -68,6 +68,12 @@ class OptimizerConfig(StrictModel):
     """step: the share of the peak from each milestone on (the papers' 2e-5, 5e-6, 1e-6)."""
     final_lr_fraction: float = Field(default=0.01, ge=0, le=1)
     """cosine: the share of the peak that the run ends at."""
+    freeze: tuple[str, ...] = ()
+    """Parts of the network that keep their weights, such as [g_a, h_a]: modules by dotted name.
+    They take time and optimizer state like the others."""
+    lr_factors: dict[str, Annotated[float, Field(ge=0)]] = Field(default_factory=dict)
+    """What the learning rate of parts is of the run's, such as {g_a: 0.1}; of nested parts the
+    innermost decides."""
     ema: float | None = Field(default=None, gt=0, lt=1)
     """Decay a step of an exponential moving average of the weights, which validation and export
     then use; none is kept if not given. Early steps decay faster: min(ema, (1+t)/(10+t))."""
@@ -126,7 +132,8 @@ class RunConfig(StrictModel):
     model: ModelChoice = ModelChoice()
     """The network."""
     init: Path | None = None
-    """A model file of the same network to start from, such as one trained for another λ."""
+    """A model file to start from, imported, exported or bundled (by its name). It brings its
+    network: `model` is not looked at. λ, distortion and data may be others."""
     data: DataConfig
     """Training and validation data."""
     loss: LossConfig = LossConfig()

@@ -3,7 +3,7 @@
 import math
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,12 +17,13 @@ from hpcm_scale.data.order import require_divisor
 from hpcm_scale.data.stream import TrainStream, read_images
 from hpcm_scale.errors import RunError
 from hpcm_scale.models.complexity import count_flops, count_parameters
-from hpcm_scale.models.zoo import build, chosen_model
+from hpcm_scale.models.zoo import build
 from hpcm_scale.planning.memory import FP32, Memory, rank_memory
+from hpcm_scale.runs.network import init_file, network_of
 from hpcm_scale.runs.run_record import RunRecord
 from hpcm_scale.training.build_tools import check_tools
 from hpcm_scale.training.engine import deepspeed_config
-from hpcm_scale.training.prepare import check_crop
+from hpcm_scale.training.prepare import check_network
 from hpcm_scale.training.trackers import check_trackers
 from hpcm_scale.training.zero_layout import ZeroLayout
 from hpcm_scale.units import gib
@@ -69,6 +70,8 @@ class LaunchPlan:
     checkpoints: int
     """Kept at most at once, the one being written included."""
     disk_free: int
+    note: str = ""
+    """Where the network is not the one that the configuration describes."""
 
     @property
     def epochs(self) -> float:
@@ -91,6 +94,7 @@ class LaunchPlan:
         step = run.batch * self.flops_per_image
         zero = f"{self.ranks} ranks × {self.micro_batch} crops × {self.accumulation} accumulated"
         for row in (
+            *self._start(),
             ("batch", f"{run.batch} = {zero}, of {run.data.crop}²"),
             ("parameters", parts),
             ("arithmetic", f"{step:.3g} FLOPs a step, {step * self.steps:.3g} in all"),
@@ -107,6 +111,14 @@ class LaunchPlan:
         ):
             table.add_row(*row)
         return table
+
+    def _start(self) -> Iterator[tuple[str, str]]:
+        """Rows on where a fine-tuned network comes from, and what of it is trained."""
+        run = self.run
+        if run.init is not None:
+            yield "starts from", f"{init_file(run.init)}{f' ({self.note})' if self.note else ''}"
+        if run.optimizer.freeze:
+            yield "frozen", ", ".join(run.optimizer.freeze)
 
     def _memory(self) -> Table:
         first, *others = self.memory
@@ -138,8 +150,8 @@ def launch_plan(run: RunConfig, world_size: int, resume: bool = False) -> Launch
     Raises:
         HpcmError: naming the field and a remedy, if configuration, data, disk or memory do not do.
     """
-    model = chosen_model(run.model)
-    check_crop(run, model)
+    model, note = network_of(run)
+    check_network(run, model)
     with torch.device("meta"):
         network = build(model)
     config = deepspeed_config(run, world_size)
@@ -191,6 +203,7 @@ def launch_plan(run: RunConfig, world_size: int, resume: bool = False) -> Launch
         ),
         checkpoints=run.checkpoint.keep + 1 + for_good,
         disk_free=disk_free(run.out),
+        note=note,
     )
     _check_room(plan, local)
     return plan

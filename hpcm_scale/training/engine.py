@@ -17,15 +17,16 @@ from hpcm_scale.config import ModelConfig, RunConfig, configs_folder
 from hpcm_scale.errors import ConfigError
 from hpcm_scale.models.blocks.residual import PConvRB
 from hpcm_scale.models.blocks.sampling import ResidualBlock, ResidualDown, ResidualUp
-from hpcm_scale.models.codec_network import CodecNetwork
 from hpcm_scale.models.peers.elic import Bottleneck
 from hpcm_scale.models.zoo import build
+from hpcm_scale.runs.network import init_file
 from hpcm_scale.training.deepspeed_internals import (
     skip_recovery_script,
     skip_shared_memory_operator,
 )
 from hpcm_scale.training.ema import load_weights
 from hpcm_scale.training.extension_locks import drop_stale_locks
+from hpcm_scale.training.parameter_groups import parameter_groups
 from hpcm_scale.training.rendezvous import choose_interface, describe_job, local_size, open_store
 from hpcm_scale.training.zero_layout import TIGHT_HEAP_BOUNDARY
 from hpcm_scale.units import peak_rss
@@ -182,15 +183,20 @@ def uses_bf16(run: RunConfig) -> bool:
 
 
 def build_engine(
-    run: RunConfig, model: ModelConfig, world_size: int, universal: bool = False
+    run: RunConfig,
+    model: ModelConfig,
+    world_size: int,
+    universal: bool = False,
+    from_init: bool = True,
 ) -> Any:
     """The network of a run as a DeepSpeedEngine; the same initial weights on any number of ranks.
 
     Args:
         universal: whether a universal checkpoint will be loaded into it.
+        from_init: whether it starts with the weights of `init`, whose network `model` then is.
 
     Raises:
-        ConfigError: see `deepspeed_config`; or `init` is a model of another network.
+        ConfigError: see `deepspeed_config`.
         CheckpointError: if the file of `init` cannot be used.
     """
     config = deepspeed_config(run, world_size)
@@ -204,32 +210,16 @@ def build_engine(
     # DeepSpeed broadcasts parameters as bytes, which needs them contiguous (ZeRO-3's always are).
     network.to(memory_format=torch.contiguous_format)  # pyright: ignore[reportCallIssue]
     network.checkpoint_activations(run.checkpoint_activations)
-    if run.init is not None:
-        _start_from(network, run.init, model)
+    if run.init is not None and from_init:
+        _start_from(network, run.init)
     kinds = {type(module) for module in network.modules()}
     if leaves := [kind for kind in LEAVES if kind in kinds]:  # it refuses kinds that are not there
         deepspeed.utils.set_z3_leaf_modules(network, leaves)
     _settle_heap(_device(config, "offload_optimizer") == "nvme")
-    groups: Any = parameter_groups(network, run)  # annotated as a module
+    groups: Any = parameter_groups(network, run.optimizer)  # annotated as a module
     engine, *_ = deepspeed.initialize(model=network, model_parameters=groups, config=config)
     skip_recovery_script(engine)
     return engine
-
-
-def parameter_groups(network: CodecNetwork, run: RunConfig) -> list[dict[str, Any]]:
-    """The optimizer's groups: all parameters, then those of the auxiliary loss where there are any.
-
-    The first follows the run's learning rate, the other keeps its own.
-    """
-    auxiliary = network.z_prior.auxiliary_parameters
-    apart = {id(parameter) for parameter in auxiliary}
-    groups: list[dict[str, Any]] = [
-        {"params": [p for p in network.parameters() if id(p) not in apart]}
-    ]
-    if auxiliary:
-        rate = run.optimizer.auxiliary_lr
-        groups.append({"params": list(auxiliary), "lr": rate, "weight_decay": 0.0})
-    return groups
 
 
 def _settle_heap(tight: bool) -> None:
@@ -249,13 +239,5 @@ def _settle_heap(tight: bool) -> None:
     libc.malloc_trim(0)
 
 
-def _start_from(network: torch.nn.Module, path: Path, model: ModelConfig) -> None:
-    loaded = load_model(path)
-    mine, other = (m.model_dump(exclude={"name", "published"}) for m in (model, loaded.info.config))
-    different = [key for key in mine if mine[key] != other[key]]
-    if different:
-        key = different[0]
-        raise ConfigError(
-            f"init: {path} is another network: its {key} is {other[key]}, this run's is {mine[key]}"
-        )
-    load_weights(network, loaded.network.state_dict())
+def _start_from(network: torch.nn.Module, path: Path) -> None:
+    load_weights(network, load_model(init_file(path)).network.state_dict())

@@ -25,6 +25,7 @@ from hpcm_scale.training.loss import RateDistortion, training_loss
 from hpcm_scale.training.lr_schedule import ema_decay, learning_rate
 from hpcm_scale.training.noise import Noise
 from hpcm_scale.training.nvme_state import NvmeState
+from hpcm_scale.training.parameter_groups import FACTOR
 from hpcm_scale.training.profile import Profile
 from hpcm_scale.training.validate import validate
 from hpcm_scale.training.watchdog import NoWatchdog, Watchdog
@@ -122,6 +123,8 @@ class Trainer:
         offloads = engine.zero_offload_optimizer() is not None
         self.writer = CheckpointWriter(run.checkpoint.background and not offloads)
         engine.checkpoint_engine = self.writer
+        self.lr = 0.0
+        """Learning rate of the last step."""
         self.saving: int | None = None
         """The step whose checkpoint is being written."""
         # A fraction of what this machine does, with all ranks busy as they are in a step.
@@ -141,6 +144,9 @@ class Trainer:
             RunError: if too many steps in a row are skipped, or a checkpoint cannot be written.
         """
         self.started = time.monotonic()
+        if self.run.init is not None and self.stream.step == 0:
+            watchdog.at("validation before step 1")
+            self.validate(shown, 0, 0, watchdog.tick)
         interval = Interval(len(self.figures))
         with Profile(self.run, self.rank) as profile:
             for batch, wait in self._batches():
@@ -209,10 +215,10 @@ class Trainer:
     def step(self, batch: dict[str, Any]) -> Step:
         """One optimizer step, left out on all ranks if any finds its loss or gradient unusable."""
         run, engine = self.run, self.engine
-        # The group of the auxiliary loss, where there is one, keeps its own rate.
-        engine.optimizer.param_groups[0]["lr"] = learning_rate(
-            run.optimizer, batch["step"], self.steps
-        )
+        self.lr = learning_rate(run.optimizer, batch["step"], self.steps)
+        for group in engine.optimizer.param_groups:
+            if group[FACTOR] is not None:
+                group["lr"] = group[FACTOR] * self.lr
         figures = []
         micro = engine.train_micro_batch_size_per_gpu()
         starts = range(0, len(batch["crop"]), micro)
@@ -362,7 +368,7 @@ class Trainer:
         mean = self._sum(mean) / self.stream.world_size
         figures = dict(zip(self.figures, mean.tolist(), strict=True))
         row = _with_parts(figures | {"psnr": psnr(figures["mse"])}) | self._position(step, epoch)
-        row |= {"lr": self.engine.optimizer.param_groups[0]["lr"]}
+        row |= {"lr": self.lr}
         row |= {"skipped": self.watch.skipped, "spikes": self.watch.spikes}
         return row if self.guard.norm is None else row | {"grad_norm": self.guard.norm}
 

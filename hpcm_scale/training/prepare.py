@@ -10,14 +10,16 @@ from hpcm_scale.config import ModelConfig, RunConfig
 from hpcm_scale.data.stream import TrainStream, read_images
 from hpcm_scale.errors import ConfigError
 from hpcm_scale.models.complexity import count_flops, count_parameters
-from hpcm_scale.models.zoo import build, chosen_model
+from hpcm_scale.models.zoo import build
 from hpcm_scale.runs.metrics_log import MetricsLog
+from hpcm_scale.runs.network import network_of
 from hpcm_scale.runs.run_record import write_run_record
 from hpcm_scale.training.agreement import on_rank_0
 from hpcm_scale.training.build_tools import check_tools
 from hpcm_scale.training.engine import build_engine, deepspeed_config
 from hpcm_scale.training.loop import Trainer
 from hpcm_scale.training.monitor import Monitor
+from hpcm_scale.training.parameter_groups import check_parts
 from hpcm_scale.training.resume import RunLock, resolve_resume, to_universal
 from hpcm_scale.training.trackers import check_trackers
 from hpcm_scale.training.zero_layout import ZeroLayout
@@ -54,8 +56,10 @@ def prepare(
     Raises:
         HpcmError: if configuration, data, checkpoint or run folder cannot be used.
     """
-    model = chosen_model(run.model)
-    check_crop(run, model)
+    model, note = network_of(run)
+    check_network(run, model)
+    if note and rank == 0:
+        log.warning("%s", note)
     flops = count_flops(model, run.data.crop)
     stream = TrainStream(
         run.data, seed=run.seed, global_batch=run.batch, rank=rank, world_size=world
@@ -70,7 +74,7 @@ def prepare(
     found = start.checkpoint
     if found is not None and start.universal:
         on_rank_0(rank, lambda: to_universal(found))
-    engine = build_engine(run, model, world, start.universal)
+    engine = build_engine(run, model, world, start.universal, from_init=found is None)
     steps = run.total_steps(flops.train)
     trainer = Trainer(run, engine, stream, flops.train, steps, told_to_stop)
     if found is not None:
@@ -94,13 +98,16 @@ def prepare(
     return Prepared(trainer, Monitor(run, steps, stream.step, seconds), lock)
 
 
-def check_crop(run: RunConfig, model: ModelConfig) -> None:
+def check_network(run: RunConfig, model: ModelConfig) -> None:
     """
     Raises:
-        ConfigError: unless the run's crops suit the strides and windows of the network.
+        ConfigError: unless the run's crops suit the strides and windows of the network, and it has
+            the parts that the optimizer treats apart.
     """
     with torch.device("meta"):
-        multiple = build(model).image_multiple
+        network = build(model)
+    check_parts(network, run.optimizer)
+    multiple = network.image_multiple
     if run.data.crop % multiple:
         raise ConfigError(
             f"data.crop: {run.data.crop} is not a multiple of {multiple}, "

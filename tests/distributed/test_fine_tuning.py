@@ -1,0 +1,58 @@
+"""Runs that start from a model file, on one rank and two, whole and spread."""
+
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+
+from hpcm_scale.training.export import export_run
+from hpcm_scale.weights.model_file import load_model
+from tests.distributed.jobs import ROOT, environment, launch, rows, verb
+
+pytestmark = [pytest.mark.distributed, pytest.mark.slow]
+
+
+@pytest.fixture(scope="module")
+def source(dataset: Path, tmp_path_factory) -> tuple[Path, dict]:
+    """A trained model's file, and the row of its last validation."""
+    out = tmp_path_factory.mktemp("source")
+    done = launch(out, dataset, 1, "model.overrides.hyper_alignment=official")
+    assert done.returncode == 0, done.stderr
+    model = out / "source.safetensors"
+    export_run(out / "small", model)
+    return model, rows(out, "val")[-1]
+
+
+@pytest.mark.parametrize(
+    ("zero", "ranks"), [("zero0", 1), ("zero0", 2), ("zero3", 1), ("zero3", 2)]
+)
+def test_a_run_starts_at_the_models_loss(source, dataset, tmp_path: Path, zero, ranks):
+    model, last = source
+    changes = (f"init={model}", f"deepspeed={zero}", "optimizer.freeze=[g_a,h_a]")
+    changes += ("optimizer.lr_factors={g_s: 0.5}", "loss.lmbda=0.013")
+    done = launch(tmp_path, dataset, ranks, *changes)
+    assert done.returncode == 0, done.stdout + done.stderr
+    # The run's file says nothing of where hyper-parameters are placed; the model's does.
+    assert "hyper_alignment official instead of aligned" in done.stdout + done.stderr
+    first = rows(tmp_path, "val")[0]
+    assert first["step"] == 0
+    for figure in ("loss", "bpp", "mse"):
+        assert first[figure] == last[figure], figure
+    export_run(tmp_path / "small", tmp_path / "tuned.safetensors")
+    before = load_model(model).network.state_dict()
+    for name, after in load_model(tmp_path / "tuned.safetensors").network.state_dict().items():
+        part = name.partition(".")[0]
+        if part in ("g_a", "h_a", "g_s"):
+            assert torch.equal(before[name], after) == (part != "g_s"), name
+
+
+def test_the_verb_tunes_a_bundled_model_in_one_line(dataset, tmp_path: Path):
+    command = [*verb(tmp_path, dataset, 1, "steps=1", "batch=1"), "--init", "w0.125-0.013"]
+    for more, words in ((["--dry-run"], "starts from"), (["--freeze", "g_a,h_a"], "")):
+        done = subprocess.run(
+            [*command, *more], cwd=ROOT, env=environment(), capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert words in done.stdout
+    assert [row["step"] for row in rows(tmp_path, "val")] == [0, 1]
