@@ -86,11 +86,40 @@ def index(
     folder: Path = typer.Argument(help="A folder of WebDataset tars, such as img2dataset's."),
     val: str | None = typer.Option(None, help="Glob of the tars kept for validation."),
     min_side: int = typer.Option(256, min=1, help="Images with a shorter side are not listed."),
+    member: str | None = typer.Option(
+        None,
+        metavar="ENDING",
+        help="Of several images of a key, the one to take: what follows the key in its name, such "
+        "as jpg or left.jpg.",
+    ),
+    all_members: bool = typer.Option(
+        False, "--all-members", help="Take every image as a sample of its own (stereo pairs)."
+    ),
+    key_split: str = typer.Option(
+        "auto",
+        metavar="auto|first|last",
+        help="The dot at which a key ends. auto: the first, as in WebDataset, but frame.0001.jpg, "
+        "frame.0002.jpg are samples each.",
+    ),
     jobs: int | None = typer.Option(None, min=1, help="Processes; all cores by default."),
 ) -> None:
-    """Give a manifest to tars made elsewhere, without rewriting them."""
+    """Give a manifest to tars made elsewhere, without rewriting them.
+
+    Of several images of one key the plainest ending is taken: jpg, not depth.png. What is not taken
+    is counted, with an example.
+    """
     from hpcm_scale.data import inspect
     from hpcm_scale.data.index import index
+    from hpcm_scale.data.tar_samples import Choice
+    from hpcm_scale.errors import ConfigError, printable
 
-    manifest = index(folder, val=val, min_side=min_side, jobs=jobs, console=console)
+    if key_split not in ("auto", "first", "last"):
+        raise ConfigError(f"--key-split: {key_split!r} is not one of auto, first, last")
+    if member is not None and all_members:
+        raise ConfigError("--member: takes one image of each key, --all-members all; give one")
+    choice = Choice(member and member.lstrip("."), all_members, key_split)
+    manifest = index(folder, val=val, min_side=min_side, choice=choice, jobs=jobs, console=console)
     console.print(inspect.summary(manifest))
+    for kind, example in manifest.report["examples"].items():
+        text = f"left out, {kind}: {manifest.report['skipped'][kind]}, such as {example}"
+        console.print(printable(text), highlight=False, markup=False, soft_wrap=True)

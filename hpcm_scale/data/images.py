@@ -14,6 +14,8 @@ from hpcm_scale.errors import DataError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "PPM", "TIFF")
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".tif", ".tiff")
+ALPHA = ("RGBA", "LA", "PA", "La", "RGBa")
+DEEP = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")
 # Pillow refuses to open anything above this itself; staying below keeps the refusal ours.
 PIXEL_LIMIT = 178_000_000
 # What Pillow and its decoders raise on damaged input; a damaged header shows as any of these.
@@ -62,13 +64,35 @@ def decode(image: Image.Image) -> Image.Image:
     """The same image with its pixels, as RGB.
 
     Raises:
-        BadImage: corrupt.
+        BadImage: corrupt, or of more than 8 bits a channel.
     """
     try:
         image.load()
+        if image.mode in DEEP:
+            # Pillow would clip them: 16-bit greys would become white.
+            raise BadImage("unsupported", f"has more than 8 bits a channel (mode {image.mode})")
         return image if image.mode == "RGB" else image.convert("RGB")
     except DECODE_ERRORS as error:
         raise BadImage("corrupt", str(error) or type(error).__name__) from None
+
+
+def check_plain(image: Image.Image) -> None:
+    """Check, before it is decoded, that an image becomes RGB without losing anything.
+
+    Raises:
+        BadImage: several frames, more than 8 bits a channel, transparent pixels, or corrupt.
+    """
+    if file_format(image) != "JPEG" and getattr(image, "n_frames", 1) > 1:
+        raise BadImage("unsupported", "has several frames")
+    if image.mode in DEEP:
+        raise BadImage("unsupported", f"has more than 8 bits a channel (mode {image.mode})")
+    if image.mode in ALPHA or "transparency" in image.info:
+        try:
+            alpha = image.convert("RGBA").getchannel("A")
+        except DECODE_ERRORS as error:
+            raise BadImage("corrupt", str(error) or type(error).__name__) from None
+        if np.asarray(alpha).min() < 255:
+            raise BadImage("transparent", "has transparent pixels")
 
 
 def to_array(image: Image.Image) -> np.ndarray:

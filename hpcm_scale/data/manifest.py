@@ -40,6 +40,8 @@ class Shard:
     """(samples,) int64: their number."""
     widths: np.ndarray
     heights: np.ndarray
+    crcs: np.ndarray | None = None
+    """(samples,) int64: CRC-32 of each image's bytes; None in manifests of version 0.1."""
 
     @property
     def samples(self) -> int:
@@ -59,7 +61,8 @@ class Shard:
             "sha256": self.sha256,
             "names": self.names,
             # Numbers as one text a column: a million samples load in half the time of JSON lists.
-            **{column: " ".join(map(str, getattr(self, column).tolist())) for column in COLUMNS},
+            **{column: _text(getattr(self, column)) for column in COLUMNS},
+            **({} if self.crcs is None else {"crcs": _text(self.crcs)}),
         }
 
     @classmethod
@@ -71,7 +74,8 @@ class Shard:
         """
         try:
             path, split, names = entry["path"], entry["split"], entry["names"]
-            columns = {c: np.fromstring(entry[c], dtype=np.int64, sep=" ") for c in COLUMNS}
+            present = [*COLUMNS, "crcs"] if "crcs" in entry else COLUMNS
+            columns = {c: np.fromstring(entry[c], dtype=np.int64, sep=" ") for c in present}
             shard = cls(path, split, int(entry["bytes"]), entry["sha256"], names, **columns)
             typed = all(isinstance(text, str) for text in (path, split, shard.sha256, *names))
             complete = typed and int(entry["samples"]) == len(names) and 0 <= shard.bytes < 2**62
@@ -87,6 +91,10 @@ class Shard:
         if any((c < 0).any() for c in columns.values()) or (shard.sizes > room).any():
             raise DataError(f"{source}: shard {path!r} has samples outside its {shard.bytes} bytes")
         return shard
+
+
+def _text(column: np.ndarray) -> str:
+    return " ".join(map(str, column.tolist()))
 
 
 @dataclass(frozen=True)

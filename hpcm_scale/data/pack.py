@@ -140,9 +140,7 @@ def _find_sources(source: str, out: Path) -> tuple[list[Source], int]:
     """
     if Path(source).is_dir():
         root = Path(source)
-        paths: Iterable[str] = (
-            os.path.join(folder, name) for folder, _, names in os.walk(root) for name in names
-        )
+        paths: Iterable[str] = _files_below(source)
     elif glob.has_magic(source):
         first = next(i for i, piece in enumerate(Path(source).parts) if glob.has_magic(piece))
         root = Path(*Path(source).parts[:first])
@@ -168,6 +166,32 @@ def _find_sources(source: str, out: Path) -> tuple[list[Source], int]:
     if not found:
         raise DataError(f"{source}: no images there ({ignored} other files)")
     return sorted(found, key=lambda item: item.name), ignored
+
+
+def _files_below(root: str) -> Iterator[str]:
+    """The files of a folder and its subfolders, linked ones too, each folder once.
+
+    Links are followed once all real folders are done, so that a file's name inside the source is
+    that without a link wherever it has one.
+    """
+    waiting, links, seen = [root], deque[str](), set[tuple[int, int]]()
+    while waiting or links:
+        folder = waiting.pop() if waiting else links.popleft()
+        try:
+            status = os.stat(folder)
+            entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+        except OSError:
+            continue  # it may not be read, or is gone
+        if (status.st_dev, status.st_ino) in seen:
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        for entry in entries:
+            if not entry.is_dir():
+                yield entry.path
+            elif entry.is_symlink():
+                links.append(entry.path)
+            else:
+                waiting.append(entry.path)
 
 
 def _require_names(recipe: Recipe, sources: list[Source]) -> None:

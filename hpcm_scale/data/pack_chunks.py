@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import zlib
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import Executor
@@ -152,7 +153,13 @@ def finish(
     reasons = dict(sorted(Counter(entry.kind for entry in skipped).items()))
     if not seen:
         counts = ", ".join(f"{n} {kind}" for kind, n in reasons.items())
-        raise DataError(f"no image passed the recipe ({counts})")
+        hint = ""
+        if "tiny" in reasons and recipe.jpeg_downscale < 1:
+            hint = (
+                f"; it scales JPEGs by {recipe.jpeg_downscale:g} before it asks for a min_side of "
+                f"{recipe.min_side}: take shards/small-photos.yaml for sets of small JPEGs"
+            )
+        raise DataError(f"no image passed the recipe ({counts}){hint}")
     jobs = [
         pool.submit(_make_shard, out, f"{split}/{number:06d}.tar", split, parts)
         for split in SPLITS
@@ -202,6 +209,10 @@ def _make_shard(out: Path, path: str, split: str, parts: list[ShardSource]) -> S
         )
     with target.open("rb") as stream:
         digest = sha256_of(stream)
+        crcs = []
+        for member in members:
+            stream.seek(member.offset)
+            crcs.append(zlib.crc32(stream.read(member.size)))
     return Shard(
         path,
         split,
@@ -212,6 +223,7 @@ def _make_shard(out: Path, path: str, split: str, parts: list[ShardSource]) -> S
         sizes=np.array([member.size for member in members], dtype=np.int64),
         widths=np.array([row.width for row in rows], dtype=np.int64),
         heights=np.array([row.height for row in rows], dtype=np.int64),
+        crcs=np.array(crcs, dtype=np.int64),
     )
 
 

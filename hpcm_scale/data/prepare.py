@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 
-import numpy as np
 from PIL import Image
 
 from hpcm_scale.data.images import (
-    DECODE_ERRORS,
+    DEEP,
     BadImage,
+    check_plain,
     decode,
     file_format,
     open_image,
@@ -19,8 +19,8 @@ from hpcm_scale.data.images import (
 from hpcm_scale.data.recipe import Recipe
 
 KEPT = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}
-ALPHA = ("RGBA", "LA", "PA", "La", "RGBa")
-DEEP = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")
+WEBP_SIDE = 16383
+"""Longest side of a WebP in pixels."""
 FILE_LIMIT = 1 << 30  # bytes; read whole into memory, once for each core
 
 
@@ -81,7 +81,8 @@ def _prepare(path: Path, name: str, recipe: Recipe) -> Prepared:
     if recipe.format == "keep" and same and kind in KEPT:
         suffix = KEPT[kind]
     else:
-        suffix = "webp" if recipe.format == "webp" else "png"
+        fits = max(image.size) <= WEBP_SIDE
+        suffix = "webp" if recipe.format == "webp" and fits else "png"
         data = _encode(image, suffix)
     val = path.stem in recipe.val.names or int(digest[:16], 16) < recipe.val.fraction * 2**64
     # The hash makes the key unique; the stem is there for people, in letters safe in any tar.
@@ -95,19 +96,9 @@ def _as_rgb(image: Image.Image, recipe: Recipe) -> Image.Image:
     Raises:
         BadImage: where that would lose something, or the recipe does not want it.
     """
-    if file_format(image) != "JPEG" and getattr(image, "n_frames", 1) > 1:
-        raise BadImage("unsupported", "has several frames")
-    if image.mode in DEEP:
-        raise BadImage("unsupported", f"has more than 8 bits a channel (mode {image.mode})")
-    if image.mode != "RGB" and recipe.non_rgb == "skip":
+    if recipe.non_rgb == "skip" and image.mode not in ("RGB", *DEEP):
         raise BadImage("non-RGB", f"mode {image.mode}")
-    if image.mode in ALPHA or "transparency" in image.info:
-        try:
-            alpha = image.convert("RGBA").getchannel("A")
-        except DECODE_ERRORS as error:
-            raise BadImage("corrupt", str(error) or type(error).__name__) from None
-        if np.asarray(alpha).min() < 255:
-            raise BadImage("transparent", "has transparent pixels")
+    check_plain(image)
     return decode(image)
 
 

@@ -38,7 +38,8 @@ class Recipe(StrictModel):
     jpeg_downscale: float = Field(default=1.0, gt=0, le=1)
     """Factor by which the sides of JPEG sources are scaled (0.5 hides most of their artefacts)."""
     format: Literal["keep", "png", "webp"] = "keep"
-    """keep: the bytes of the source file; png, webp: re-encoded without loss. With keep, images
+    """keep: the bytes of the source file; png, webp: re-encoded without loss (above 16383 pixels on
+    a side, which WebP cannot hold, as PNG). With keep, images
     that must change (scaled, not RGB, or neither JPEG, PNG nor WebP) are stored as PNG."""
     non_rgb: Literal["convert", "skip"] = "convert"
     """Grey, palette and CMYK images: made RGB, or left out. Those with real transparency, more

@@ -2,15 +2,14 @@
 
 import os
 import tarfile
+import zlib
 from collections import OrderedDict
 from collections.abc import Iterator
 from io import FileIO
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
-from webdataset.tariterators import base_plus_ext
-
-from hpcm_scale.data.images import image_suffix
+from hpcm_scale.data.images import BadImage
 from hpcm_scale.data.manifest import NAME, Manifest, Split, is_safe
 from hpcm_scale.data.remote import Cache, is_remote, read_remote
 from hpcm_scale.errors import DataError
@@ -22,10 +21,12 @@ class Member(NamedTuple):
     name: str
     offset: int
     size: int
+    sparse: bool = False
+    """Whether the tar leaves out its zeros, so that its bytes do not lie in one piece."""
 
 
 def scan_tar(path: Path) -> Iterator[Member]:
-    """The regular files of a tar, from its headers alone.
+    """The regular files of a tar, or of several joined end to end, from the headers alone.
 
     Raises:
         DataError: if the tar is damaged or truncated, or a name would lead out of a folder it is
@@ -33,44 +34,62 @@ def scan_tar(path: Path) -> Iterator[Member]:
     """
     try:
         length = path.stat().st_size
-        with tarfile.open(path, "r:") as tar:
-            for info in tar:
-                if not is_safe(info.name):
-                    raise DataError(
-                        f"{path}: member {info.name!r} would be unpacked outside its folder; "
-                        "do not unpack this tar, write it anew without that member"
-                    )
-                if info.isreg():
-                    if info.offset_data + info.size > length:
-                        raise DataError(f"{path}: is truncated inside {info.name!r}")
-                    yield Member(info.name, info.offset_data, info.size)
-            # tarfile takes a damaged or missing header for the end; the end is a block of zeros.
-            tar.fileobj.seek(tar.offset)
-            if tar.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
-                raise DataError(f"{path}: is truncated or damaged at byte {tar.offset}")
+        with path.open("rb") as stream:
+            start: int | None = 0
+            while start is not None:
+                stream.seek(start)
+                try:
+                    tar = tarfile.TarFile(fileobj=stream)
+                except tarfile.ReadError:
+                    if start == 0:
+                        raise
+                    return  # what follows a tar's end without being one is no part of it
+                with tar:
+                    yield from _members(tar, path, length)
+                    start = _next_tar(stream, tar.offset, path)
     except FileNotFoundError:
         raise DataError(f"{path}: the shard is missing") from None
     except (tarfile.TarError, OSError, ValueError) as error:
         raise DataError(f"{path}: is not a readable tar ({error})") from None
 
 
-def image_members(path: Path) -> list[Member]:
-    """The image of each WebDataset sample in a tar: the first image member of each key.
+def _members(tar: tarfile.TarFile, path: Path, length: int) -> Iterator[Member]:
+    for info in tar:
+        if not is_safe(info.name):
+            raise DataError(
+                f"{path}: member {info.name!r} would be unpacked outside its folder; "
+                "do not unpack this tar, write it anew without that member"
+            )
+        if info.isreg():
+            sparse = info.issparse()
+            if not sparse and info.offset_data + info.size > length:
+                raise DataError(f"{path}: is truncated inside {info.name!r}")
+            yield Member(info.name, info.offset_data, info.size, sparse)
+
+
+def _next_tar(stream: BinaryIO, end: int, path: Path) -> int | None:
+    """Where another tar begins behind the one whose headers end at `end`; None if nothing does.
 
     Raises:
-        DataError: as `scan_tar`.
+        DataError: if it does not end in a block of zeros: tarfile takes a damaged or missing header
+            for the end.
     """
-    images: dict[str, Member] = {}
-    for member in scan_tar(path):
-        key, _ = base_plus_ext(member.name)
-        if key and image_suffix(member.name):
-            images.setdefault(key, member)
-    return list(images.values())
+    stream.seek(end)
+    if stream.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+        raise DataError(f"{path}: is truncated or damaged at byte {end}")
+    at = end + tarfile.BLOCKSIZE
+    while block := stream.read(tarfile.RECORDSIZE):
+        rest = block.lstrip(b"\0")
+        if rest:
+            skipped = len(block) - len(rest)
+            return at + skipped // tarfile.BLOCKSIZE * tarfile.BLOCKSIZE
+        at += len(block)
+    return None
 
 
 def sample_key(name: str) -> str:
-    """The WebDataset key of a member name: a/b for a/b.png."""
-    return base_plus_ext(name)[0] or name
+    """The name of a sample: that of its member without the suffix, a/b for a/b.png."""
+    return name.rpartition(".")[0] or name
 
 
 def read_manifest(root: str) -> Manifest:
@@ -134,6 +153,7 @@ class ShardReader:
 
         Raises:
             DataError: if its shard is missing, truncated, or cannot be fetched.
+            BadImage: if the bytes are not those that the manifest was made of.
         """
         number, row = self.split.locate(sample)
         shard = self.split.shards[number]
@@ -144,6 +164,8 @@ class ShardReader:
             raise DataError(f"{self.root}/{shard.path}: cannot be read ({error})") from None
         if len(data) != size:
             raise DataError(f"{self.root}/{shard.path}: is truncated inside {shard.names[row]!r}")
+        if shard.crcs is not None and zlib.crc32(data) != shard.crcs[row]:
+            raise BadImage("corrupt", "its bytes have changed since it was packed (CRC-32)")
         return data
 
     def _file(self, number: int) -> FileIO:

@@ -332,9 +332,9 @@ def read_images(
     for start in range(0, images.samples, world_size):
         counted = start + rank < images.samples
         sample = start + rank if counted else 0
-        key, where, content = images.read(sample)
+        key, where = images.named(sample)
         try:
-            image = torch.from_numpy(decode_whole(content))
+            image = torch.from_numpy(decode_whole(images.read(sample)))
         except BadImage as error:
             raise DataError(f"{where}: cannot be decoded ({error})") from None
         yield WholeImage(image, sample, key, counted)
@@ -352,13 +352,16 @@ class _SplitImages:
         self.samples = self.split.samples
         self.reader = ShardReader(root, self.split, 1, _cache_for(data, root, self.split, 1))
 
-    def read(self, sample: int) -> tuple[str, str, bytes]:
-        """Key, location for messages, and bytes."""
+    def named(self, sample: int) -> tuple[str, str]:
+        """Key, and location for messages."""
         number, row = self.split.locate(sample)
         shard = self.split.shards[number]
         name = shard.names[row]
-        where = f"{self.reader.root}/{shard.path}: {name}"
-        return sample_key(name), where, self.reader.read(sample)
+        return sample_key(name), f"{self.reader.root}/{shard.path}: {name}"
+
+    def read(self, sample: int) -> bytes:
+        """The image's file."""
+        return self.reader.read(sample)
 
 
 class _FolderImages:
@@ -373,9 +376,12 @@ class _FolderImages:
             raise DataError(f"{root}: is neither a packed dataset nor a folder with images")
         self.samples = len(self.paths)
 
-    def read(self, sample: int) -> tuple[str, str, bytes]:
+    def named(self, sample: int) -> tuple[str, str]:
+        return self.paths[sample].stem, str(self.paths[sample])
+
+    def read(self, sample: int) -> bytes:
         path = self.paths[sample]
         try:
-            return path.stem, str(path), path.read_bytes()
+            return path.read_bytes()
         except OSError as error:
             raise DataError(f"{path}: cannot be read ({error})") from None
