@@ -15,6 +15,11 @@ def pack(
     ),
     recipe: Path | None = typer.Option(None, help="A recipe: shards/*.yaml."),
     part: str = typer.Option("1/1", help="Pack chunks i, i+n, ... only, as i/n: one host of n."),
+    append: bool = typer.Option(
+        False,
+        "--append",
+        help="Add to a packed dataset the images it does not have; its shards and split stay.",
+    ),
     strict: bool = typer.Option(False, "--strict", help="Stop at the first corrupt image."),
     jobs: int | None = typer.Option(None, min=1, help="Processes; all cores by default."),
 ) -> None:
@@ -36,6 +41,7 @@ def pack(
         out,
         read_recipe(recipe) if recipe else None,
         part=parse_part(part),
+        append=append,
         strict=strict,
         jobs=jobs,
         console=console,

@@ -26,7 +26,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from hpcm_scale.data.images import image_suffix
 from hpcm_scale.data.manifest import NAME, Manifest
-from hpcm_scale.data.pack_chunks import CHUNKS, REPORT, SPLITS, ChunkStore, finish
+from hpcm_scale.data.pack_chunks import CHUNKS, REPORT, SPLITS, ChunkStore, finish, recipe_record
 from hpcm_scale.data.prepare import Prepared, Skipped, prepare
 from hpcm_scale.data.recipe import Recipe
 from hpcm_scale.data.shards import read_manifest
@@ -51,6 +51,7 @@ def pack(
     recipe: Recipe | None = None,
     *,
     part: tuple[int, int] = (1, 1),
+    append: bool = False,
     strict: bool = False,
     jobs: int | None = None,
     console: Console | None = None,
@@ -61,6 +62,8 @@ def pack(
         source: overrides the recipe's.
         part: (i, n), i from 1: pack every n-th chunk only, leaving the shards to a later call with
             (1, 1), which packs what is still missing.
+        append: where OUT is a dataset packed by the same recipe, add shards of the images that it
+            does not have by their pixels; its own shards and its split stay as they are.
         strict: the first corrupt image is an error, instead of skipped and counted.
         jobs: processes; the cores of this machine by default.
         console: where to show progress.
@@ -81,10 +84,18 @@ def pack(
     sources, ignored = _find_sources(os.path.expanduser(source), out)
     _require_names(recipe, sources)
     identity = _identity(recipe, sources)
+    before = None
     if (out / NAME).exists():
-        return _already_packed(out, identity, strict)
+        manifest = read_manifest(str(out))
+        if manifest.source.get("identity") == identity:
+            return _already_packed(out, manifest, strict)
+        before = _to_append_to(out, manifest, recipe, append)
     chunks = ChunkStore(out / CHUNKS, identity)
-    if not chunks.folder.exists() and any((out / split).exists() for split in SPLITS):
+    if (
+        before is None
+        and not chunks.folder.exists()
+        and any((out / split).exists() for split in SPLITS)
+    ):
         raise DataError(f"{out}: holds shards without a {NAME}; choose another folder")
     batches = _cut(sources, int(recipe.shard_mb * 1e6))
     index, parts = part
@@ -108,7 +119,7 @@ def pack(
                 chunks.write(n, _checked(results, len(batches[n]), strict, progress, task))
             if parts > 1:
                 return None
-            return finish(out, chunks, len(batches), recipe, ignored, pool)
+            return finish(out, chunks, len(batches), recipe, ignored, pool, before)
         except BrokenProcessPool:
             raise DataError(
                 "a packing process was killed (out of memory?); run the command again to "
@@ -209,13 +220,25 @@ def _identity(recipe: Recipe, sources: list[Source]) -> str:
     return digest.hexdigest()
 
 
-def _already_packed(out: Path, identity: str, strict: bool) -> Manifest:
-    manifest = read_manifest(str(out))
-    if manifest.source.get("identity") != identity:
+def _to_append_to(out: Path, manifest: Manifest, recipe: Recipe, append: bool) -> Manifest:
+    """The dataset that is there, to be added to.
+
+    Raises:
+        DataError: if it may not be, or another recipe made it.
+    """
+    if manifest.made_by != "pack" or manifest.recipe != recipe_record(recipe):
         raise DataError(
-            f"{out}: already holds a dataset of another source or recipe; "
-            "choose another folder or remove it"
+            f"{out}: already holds a dataset of another recipe; choose another folder or remove it"
         )
+    if not append:
+        raise DataError(
+            f"{out}: already holds a dataset of another source; --append adds the images that it "
+            "does not have, or choose another folder or remove it"
+        )
+    return manifest
+
+
+def _already_packed(out: Path, manifest: Manifest, strict: bool) -> Manifest:
     corrupt = manifest.report.get("skipped", {}).get("corrupt", 0)
     if strict and corrupt:
         raise DataError(f"{out}: {corrupt} corrupt images were skipped, see {REPORT} (--strict)")

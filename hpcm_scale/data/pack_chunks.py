@@ -16,7 +16,7 @@ import numpy as np
 from webdataset.writer import TarWriter
 
 from hpcm_scale.data.manifest import NAME, Manifest, Shard
-from hpcm_scale.data.prepare import Prepared, Skipped
+from hpcm_scale.data.prepare import HASH_DIGITS, Prepared, Skipped
 from hpcm_scale.data.recipe import Recipe
 from hpcm_scale.data.remote import sha256_of
 from hpcm_scale.data.shards import scan_tar
@@ -111,12 +111,21 @@ class ChunkStore:
 
 
 def finish(
-    out: Path, chunks: ChunkStore, count: int, recipe: Recipe, ignored: int, pool: Executor
+    out: Path,
+    chunks: ChunkStore,
+    count: int,
+    recipe: Recipe,
+    ignored: int,
+    pool: Executor,
+    before: Manifest | None = None,
 ) -> Manifest:
     """Make the shards and the manifest of `count` packed chunks, and remove the chunks.
 
     A train shard is what one chunk has for training. Validation is small: its shards collect from
     several chunks. Of images with the same pixels only the first is kept, whatever their splits.
+
+    Args:
+        before: the dataset that is there; what it has is left out, and its shards come first.
 
     Raises:
         DataError: if no image is left.
@@ -125,6 +134,7 @@ def finish(
         for leftover in (out / split).glob(".*.tmp.tar"):  # of a run killed in this very place
             leftover.unlink()
     plan: dict[str, list[list[ShardSource]]] = {split: [] for split in SPLITS}
+    held = {_hash_in(name) for shard in before.shards for name in shard.names} if before else set()
     seen: dict[str, str] = {}
     skipped: list[Skipped] = []
     val_room = 0.0  # bytes left in the validation shard being gathered
@@ -134,6 +144,8 @@ def finish(
         for split in SPLITS:
             kept = []
             for row in rows[split]:
+                if row.hash[:HASH_DIGITS] in held:
+                    continue
                 if row.hash in seen:
                     detail = f"has the pixels of {seen[row.hash]}"
                     skipped.append(Skipped(row.file, "duplicate", detail))
@@ -151,7 +163,7 @@ def finish(
                 val_room = recipe.shard_mb * 1e6 if val_room <= 0 else val_room
                 val_room -= tar.stat().st_size
     reasons = dict(sorted(Counter(entry.kind for entry in skipped).items()))
-    if not seen:
+    if not seen and not held:
         counts = ", ".join(f"{n} {kind}" for kind, n in reasons.items())
         hint = ""
         if "tiny" in reasons and recipe.jpeg_downscale < 1:
@@ -163,19 +175,19 @@ def finish(
     jobs = [
         pool.submit(_make_shard, out, f"{split}/{number:06d}.tar", split, parts)
         for split in SPLITS
-        for number, parts in enumerate(plan[split])
+        for number, parts in enumerate(plan[split], _next_number(before, split))
     ]
     report = {
-        "found": len(seen) + len(skipped),
-        "packed": len(seen),
+        "found": len(held) + len(seen) + len(skipped),
+        "packed": len(held) + len(seen),
         "not_images": ignored,
         "skipped": reasons,
     }
     files = [vars(entry) for entry in skipped]
     manifest = Manifest(
-        tuple(job.result() for job in jobs),
+        (*(before.shards if before else ()), *(job.result() for job in jobs)),
         "pack",
-        recipe=recipe.model_dump(mode="json", exclude={"source"}),
+        recipe=recipe_record(recipe),
         source={"identity": chunks.identity},
         report=report,
     )
@@ -183,6 +195,22 @@ def finish(
     atomic_write(out / NAME, manifest.dumps())
     shutil.rmtree(chunks.folder)
     return manifest
+
+
+def recipe_record(recipe: Recipe) -> dict[str, Any]:
+    """The recipe as a manifest holds it."""
+    return recipe.model_dump(mode="json", exclude={"source"})
+
+
+def _hash_in(name: str) -> str:
+    """The digits of the hash of its pixels that a member's name holds."""
+    return name.rpartition(".")[0].rpartition("-")[2]
+
+
+def _next_number(before: Manifest | None, split: str) -> int:
+    """Number of the first shard that comes after those of a split."""
+    shards = before.shards if before else ()
+    return 1 + max((int(Path(s.path).stem) for s in shards if s.split == split), default=-1)
 
 
 def _make_shard(out: Path, path: str, split: str, parts: list[ShardSource]) -> Shard:

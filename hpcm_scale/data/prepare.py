@@ -19,6 +19,8 @@ from hpcm_scale.data.images import (
 from hpcm_scale.data.recipe import Recipe
 
 KEPT = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}
+HASH_DIGITS = 16
+"""Of the hash of a sample's pixels, in its key."""
 WEBP_SIDE = 16383
 """Longest side of a WebP in pixels."""
 FILE_LIMIT = 1 << 30  # bytes; read whole into memory, once for each core
@@ -87,7 +89,9 @@ def _prepare(path: Path, name: str, recipe: Recipe) -> Prepared:
     val = path.stem in recipe.val.names or int(digest[:16], 16) < recipe.val.fraction * 2**64
     # The hash makes the key unique; the stem is there for people, in letters safe in any tar.
     stem = re.sub("[^A-Za-z0-9_-]+", "_", path.stem)[:60]
-    return Prepared(name, f"{stem}-{digest[:16]}", suffix, data, width, height, digest, val)
+    return Prepared(
+        name, f"{stem}-{digest[:HASH_DIGITS]}", suffix, data, width, height, digest, val
+    )
 
 
 def _as_rgb(image: Image.Image, recipe: Recipe) -> Image.Image:

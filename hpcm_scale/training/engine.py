@@ -16,7 +16,7 @@ from deepspeed.accelerator import get_accelerator
 from hpcm_scale.config import ModelConfig, RunConfig, configs_folder
 from hpcm_scale.errors import ConfigError
 from hpcm_scale.models.blocks.residual import PConvRB
-from hpcm_scale.models.blocks.sampling import ResidualBlock, ResidualDown, ResidualUp
+from hpcm_scale.models.blocks.sampling import ResidualBlock
 from hpcm_scale.models.peers.elic import Bottleneck
 from hpcm_scale.models.zoo import build
 from hpcm_scale.runs.network import init_file
@@ -32,7 +32,7 @@ from hpcm_scale.training.zero_layout import TIGHT_HEAP_BOUNDARY
 from hpcm_scale.units import peak_rss
 from hpcm_scale.weights.model_file import load_model
 
-LEAVES = (PConvRB, Bottleneck, ResidualDown, ResidualUp, ResidualBlock)
+LEAVES = (PConvRB, Bottleneck, ResidualBlock)
 """Blocks that ZeRO-3 gathers and releases as one, for a third of the collectives and hooks. None of
 a shared net: DeepSpeed 0.19 reduces a leaf's gradients at its every use."""
 M_MMAP_THRESHOLD = -3

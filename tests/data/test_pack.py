@@ -21,7 +21,7 @@ from hpcm_scale.data.images import decode_whole, pixel_hash
 from hpcm_scale.data.manifest import Manifest
 from hpcm_scale.data.pack import pack, parse_part
 from hpcm_scale.data.pack_chunks import ChunkStore
-from hpcm_scale.data.recipe import Recipe, read_recipe
+from hpcm_scale.data.recipe import Recipe, ValConfig, read_recipe
 from hpcm_scale.data.shards import read_manifest
 from hpcm_scale.data.verify import verify
 from hpcm_scale.errors import ConfigError, DataError
@@ -343,7 +343,7 @@ def test_a_finished_pack_is_not_done_again(tmp_path, road):
 def test_another_recipe_into_the_same_folder_is_refused(tmp_path, road):
     photos, recipe, expected = road
     other = recipe.model_copy(update={"min_side": 33})
-    with pytest.raises(DataError, match="another source or recipe"):
+    with pytest.raises(DataError, match="another recipe"):
         pack(photos, expected, other)
     pack(photos, tmp_path / "out", recipe, part=(1, 2), jobs=1)
     with pytest.raises(DataError, match="unfinished pack of another"):
@@ -434,3 +434,34 @@ def test_metadata_of_a_re_encoded_photo_stays_behind(tmp_path, make_picture):
     start, size = int(manifest.shards[0].offsets[0]), int(manifest.shards[0].sizes[0])
     with Image.open(BytesIO(shard[start : start + size])) as image:
         assert not image.getexif()
+
+
+def test_photos_are_added_to_a_packed_set(tmp_path: Path, make_picture):
+    source, out = tmp_path / "photos", tmp_path / "out"
+    source.mkdir()
+    recipe = Recipe(min_side=24, val=ValConfig(fraction=0.4))
+    for number in range(8):
+        make_picture(number).save(source / f"{number}.png")
+    first = pack(source, out, recipe, jobs=1)
+    before = {shard.path: (out / shard.path).read_bytes() for shard in first.shards}
+    split_of = {name: shard.split for shard in first.shards for name in shard.names}
+    for number in range(8, 16):
+        make_picture(number).save(source / f"{number}.png")
+    make_picture(3).save(source / "again.png")
+    with pytest.raises(DataError, match="--append adds the images"):
+        pack(source, out, recipe, jobs=1)
+    second = pack(source, out, recipe, append=True, jobs=1)
+    assert second.report["packed"] == 16
+    assert {path: (out / path).read_bytes() for path in before} == before
+    assert [shard.path for shard in second.shards[: len(before)]] == list(before)
+    everything = {name: shard.split for shard in second.shards for name in shard.names}
+    assert len(everything) == 16
+    assert split_of.items() <= everything.items()
+    # The same split as when all are packed at once.
+    whole = pack(source, tmp_path / "whole", recipe, jobs=1)
+    keys = {name.rpartition("-")[2]: s.split for s in whole.shards for name in s.names}
+    assert {name.rpartition("-")[2]: split for name, split in everything.items()} == keys
+    assert verify(str(out), jobs=1) == []
+    assert pack(source, out, recipe, append=True, jobs=1).source == second.source
+    with pytest.raises(DataError, match="another recipe"):
+        pack(source, out, Recipe(min_side=25), append=True, jobs=1)

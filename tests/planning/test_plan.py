@@ -107,6 +107,7 @@ def test_the_traffic_of_a_step_is_the_zero_papers():
     assert step_traffic(ZeroLayout(3), count, 1, 4) == 0
 
 
+@pytest.mark.slow
 def test_the_recommendation_fits_and_is_the_fastest_that_does():
     cluster = Cluster(hosts=2, accelerators=2, memory=80 * GIB)
     roomy = plan_cluster(SMALL, cluster, batch=32)
