@@ -212,9 +212,9 @@ def test_the_verb_says_what_it_leaves_out(tmp_path: Path, content):
 @pytest.mark.parametrize(
     ("name", "packed", "skipped"),
     [
-        ("dots", 20, {}),
-        ("dup", 1, {"duplicate name": None}),
-        ("depth", None, {"other member": None}),
+        ("dots", 20, set()),
+        ("dup", 1, {"duplicate name"}),
+        ("depth", None, {"other member"}),
     ],
 )
 def test_tars_that_once_lost_samples(tmp_path: Path, name, packed, skipped):
