@@ -21,7 +21,7 @@ from tests.distributed.jobs import ROOT, environment
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 
 VARIANTS = sorted(variant for layout in PEERS.values() for variant in layout.variants)
-STEPS = 20
+STEPS = 10
 RUN = f"""
 name: narrow
 seed: 3
