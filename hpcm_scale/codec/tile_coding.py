@@ -97,7 +97,7 @@ class TileCoder:
         Raises:
             DataError: as `hyper_symbols`.
         """
-        z_symbols = self.hyper_symbols(y, tile, portable)
+        z_symbols = self.hyper_symbols(y, tile, portable).contiguous()
         groups: list[tuple[np.ndarray, np.ndarray, SymbolModels]] = []
         estimated = 0.0
         rows, columns = tile.hyper_inside
@@ -126,7 +126,8 @@ class TileCoder:
                 digest.update(values)
                 groups.append((values, table, self._y_models))
             on_progress((step + 1) / steps)
-            return symbols
+            # In the memory order that a decoder has them in: sums may be taken in another order.
+            return symbols.contiguous()
 
         steps = len(self._network.partition.step_scales)
         y_hat = self.parameters(portable).walk(z_symbols, code)
