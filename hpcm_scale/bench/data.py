@@ -172,7 +172,7 @@ def bench_resume(root: str, side: int) -> Table:
             os.symlink(Path(root).absolute() / shard.path, Path(folder) / path)
             columns = {c: getattr(shard, c)[repeated] for c in COLUMNS}
             names = [shard.names[row] for row in repeated]
-            shards.append(replace(shard, path=path, names=names, **columns))
+            shards.append(replace(shard, path=path, names=names, crcs=None, **columns))
         (Path(folder) / NAME).write_text(Manifest(tuple(shards), "bench").dumps())
         for name, where in (("synthetic", folder), (root, root)):
             start = time.perf_counter()
