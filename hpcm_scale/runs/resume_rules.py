@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from hpcm_scale.config import RunConfig
+from hpcm_scale.config import ModelConfig, RunConfig
 
 IMMUTABLE_FIELDS = ("seed", "model", "loss", "optimizer", "batch", "precision")
 """Sections of a run that stay as they are from its first session to its last."""
@@ -11,6 +11,10 @@ IMMUTABLE_DATA_FIELDS = ("crop", "flips", "streams", "shuffle_buffer")
 """Fields of its data section that do."""
 NETWORK_FIELDS = ("model", "precision")
 """What a run that branches off another one's checkpoint shares with it."""
+
+OPTIMIZER_STATE_FIELDS = ("freeze", "lr_factors")
+"""Fields of its optimizer section that decide how the optimizer state is grouped; it shares these
+too."""
 
 
 def first_difference(
@@ -45,3 +49,16 @@ def first_difference(
         elif old != new:
             return name, old, new
     return None
+
+
+def network_difference(
+    before: Mapping[str, Any], model: ModelConfig
+) -> tuple[str, Any, Any] | None:
+    """The first field in which a network differs from a recorded one: name, old and new value.
+
+    Names and what papers printed are no part of a network, nor are fields that one of both lacks:
+    they came with a later version, whose default is what the earlier one computed.
+    """
+    now = model.model_dump(mode="json", exclude={"name", "published"})
+    changed = [name for name in now.keys() & before.keys() if now[name] != before[name]]
+    return (min(changed), before[min(changed)], now[min(changed)]) if changed else None

@@ -302,6 +302,7 @@ class Trainer:
             "data": self.stream.state_dict(),
             "watch": self.watch.state_dict(),
             "config": self.run.model_dump(mode="json"),
+            "network": self.engine.module.config.model_dump(mode="json"),
         }
 
     def load(self, found: checkpoint.Checkpoint, universal: bool) -> None:
@@ -316,8 +317,10 @@ class Trainer:
         _, state = self.engine.load_checkpoint(str(folder.parent), tag)
         if not universal:
             accelerator().set_rng_state(state["rng"])
-        if self.average:
-            self.average.load(sorted(folder.glob("ema-*.safetensors")))
+        if self.average and (files := sorted(folder.glob("ema-*.safetensors"))):
+            self.average.load(files)
+        elif self.average:  # of a run that kept none: the average begins with its weights
+            self.average = ShardedEMA(self.engine)
         self.stream.load_state_dict(found.whole["data"])
         self.watch.load_state_dict(found.whole["watch"])
         torch.distributed.barrier()

@@ -44,8 +44,8 @@ def parameter_groups(network: CodecNetwork, optimizer: OptimizerConfig) -> list[
 
     Frozen parameters keep taking part in the passes and in the optimizer, with gradients of 0 and a
     rate of 0: their values do not change, nor do they count in the norm that is clipped. Parameters
-    without gradients would stay gathered on every rank after recomputation (DeepSpeed 0.19, issue
-    8148).
+    without gradients are reported to stay gathered on every rank after recomputation (DeepSpeed's
+    issue 8148).
     """
     auxiliary = {id(parameter) for parameter in network.z_prior.auxiliary_parameters}
     by_factor: dict[float, list[nn.Parameter]] = {1.0: []}

@@ -70,7 +70,7 @@ def prepare(
     on_rank_0(rank, lambda: check_trackers(run))
     lock = RunLock(run.folder)
     on_rank_0(rank, lock.acquire)
-    start = on_rank_0(rank, lambda: resolve_resume(run, resume, world, layout))
+    start = on_rank_0(rank, lambda: resolve_resume(run, model, resume, world, layout))
     found = start.checkpoint
     if found is not None and start.universal:
         on_rank_0(rank, lambda: to_universal(found))

@@ -11,14 +11,16 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from hpcm_scale.config import RunConfig
+from hpcm_scale.config import ModelConfig, RunConfig
 from hpcm_scale.config.strict import current_names
 from hpcm_scale.errors import CheckpointError, ConfigError, RunError
 from hpcm_scale.runs.resume_rules import (
     IMMUTABLE_DATA_FIELDS,
     IMMUTABLE_FIELDS,
     NETWORK_FIELDS,
+    OPTIMIZER_STATE_FIELDS,
     first_difference,
+    network_difference,
 )
 from hpcm_scale.runs.run_record import RunRecord
 from hpcm_scale.training import checkpoint
@@ -66,10 +68,13 @@ class RunLock:
         self._file.release()
 
 
-def resolve_resume(run: RunConfig, resume: str, world_size: int, spread: ZeroLayout) -> ResumePoint:
+def resolve_resume(
+    run: RunConfig, model: ModelConfig, resume: str, world_size: int, spread: ZeroLayout
+) -> ResumePoint:
     """Where a session with `--resume` begins; reads every byte of the checkpoint it settles on.
 
     Args:
+        model: the network of the run.
         resume: "never"; "auto": the newest good checkpoint of the run, its start if there is
             none; or the folder of a checkpoint of another run, which this one branches off.
 
@@ -94,9 +99,7 @@ def resolve_resume(run: RunConfig, resume: str, world_size: int, spread: ZeroLay
         found = _newest_good(run.folder)
     else:
         found = checkpoint.at(Path(resume))
-        where = str(found.folder)
-        before = current_names(RunConfig, found.whole["config"], where, notice=False)
-        _check_same(run, before, f"{found.folder} was saved", NETWORK_FIELDS, ())
+        _check_branch(run, model, found)
         wrong = checkpoint.damage(found)
         if wrong:
             raise CheckpointError(f"{found.folder}: {wrong}")
@@ -161,6 +164,43 @@ def _newest_good(run_folder: Path) -> Checkpoint | None:
             "away to start again"
         )
     return None
+
+
+def _check_branch(run: RunConfig, model: ModelConfig, found: Checkpoint) -> None:
+    """
+    Raises:
+        ConfigError: unless the weights and the optimizer state of another run's checkpoint fit
+            the network and the parameter groups of this run.
+    """
+    when = f"{found.folder} was saved"
+    config = found.whole["config"]
+    before = current_names(RunConfig, config, str(found.folder), notice=False)
+    with_init = run.init is not None or before.get("init") is not None
+    # Where a model file chose the network, `model` says nothing of it.
+    fields = [name for name in NETWORK_FIELDS if not (with_init and name == "model")]
+    _check_same(run, before, when, fields, ())
+    its_network = found.whole.get("network") or _recorded_network(found)
+    if its_network and (different := network_difference(its_network, model)):
+        name, old, new = different
+        raise ConfigError(
+            f"model: the network's {name} was {old} when {when} and is now {new}; start from the "
+            "same `init`, or set it in `model.overrides`"
+        )
+    optimizer = RunConfig.model_validate(before | {"name": run.name}).optimizer
+    for name in OPTIMIZER_STATE_FIELDS:
+        old, new = getattr(optimizer, name), getattr(run.optimizer, name)
+        if old != new:
+            raise ConfigError(
+                f"optimizer.{name}: was {old or 'empty'} when {when} and is now {new or 'empty'}, "
+                "which the saved optimizer state does not fit; export that run and start this one "
+                "with `init`"
+            )
+
+
+def _recorded_network(found: Checkpoint) -> dict[str, Any] | None:
+    """The network as run.json has it, for checkpoints of versions that did not record theirs."""
+    folder = found.folder.parents[1]
+    return RunRecord.read(folder).values.get("model") if RunRecord.exists(folder) else None
 
 
 def _check_same(

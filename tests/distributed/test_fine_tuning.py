@@ -1,14 +1,17 @@
 """Runs that start from a model file, on one rank and two, whole and spread."""
 
+import json
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 from hpcm_scale.training.export import export_run
+from hpcm_scale.training.rendezvous import free_port
 from hpcm_scale.weights.model_file import load_model
-from tests.distributed.jobs import ROOT, environment, launch, rows, verb
+from tests.distributed.jobs import ROOT, RUN, environment, launch, rows, verb
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 
@@ -56,3 +59,31 @@ def test_the_verb_tunes_a_bundled_model_in_one_line(dataset, tmp_path: Path):
         assert done.returncode == 0, done.stdout + done.stderr
         assert words in done.stdout
     assert [row["step"] for row in rows(tmp_path, "val")] == [0, 1]
+
+
+def test_frozen_parts_are_spread_again_after_a_step(dataset, tmp_path: Path):
+    settings = json.loads((ROOT / "configs/deepspeed/zero3.json").read_text())
+    settings["zero_optimization"]["stage3_param_persistence_threshold"] = 0
+    (tmp_path / "spread.json").write_text(json.dumps(settings))
+    changes = f"deepspeed: {tmp_path / 'spread.json'}\ncheckpoint_activations: true\n"
+    text = RUN.replace("data: {", f"data: {{train: {dataset}, ").replace(
+        "optimizer: {", "optimizer: {freeze: [g_a, h_a], "
+    )
+    (tmp_path / "run.yaml").write_text(text + changes)
+    port = str(free_port())
+    ranks = [
+        subprocess.Popen(
+            [
+                *(sys.executable, "tests/distributed/gathered_job.py", str(tmp_path / "run.yaml")),
+                *(str(tmp_path), str(rank), port),
+            ],
+            cwd=ROOT,
+            env=environment() | {"PYTHONPATH": str(ROOT)},
+        )
+        for rank in range(2)
+    ]
+    assert [process.wait(timeout=600) for process in ranks] == [0, 0]
+    for rank in range(2):
+        count, gathered = json.loads((tmp_path / f"gathered-{rank}.json").read_text())
+        assert count > 100
+        assert gathered == []

@@ -9,8 +9,9 @@ import pytest
 from hpcm_scale.config import RunConfig
 from hpcm_scale.config.run import parse
 from hpcm_scale.errors import CheckpointError, ConfigError, RunError
-from hpcm_scale.training import checkpoint
-from hpcm_scale.training.resume import RunLock, resolve_resume
+from hpcm_scale.models.zoo import chosen_model
+from hpcm_scale.training import checkpoint, resume
+from hpcm_scale.training.resume import ResumePoint, RunLock
 from hpcm_scale.training.zero_layout import ZeroLayout
 
 ZERO3 = ZeroLayout(3)
@@ -27,6 +28,10 @@ def config(out: Path, **changes) -> RunConfig:
         "max_hours": 2.0,
     }
     return parse(RunConfig, values | changes, "test")
+
+
+def resolve_resume(run: RunConfig, *how, model=None) -> ResumePoint:
+    return resume.resolve_resume(run, model or chosen_model(run.model), *how)
 
 
 def old_record(run: RunConfig) -> dict:
@@ -152,6 +157,50 @@ def test_a_branch_keeps_the_network(tmp_path):
     folder = saved(started(config(tmp_path)), 4)
     branch = config(tmp_path, name="branch", model={"width": 0.5}, seed=9)
     with pytest.raises(ConfigError, match=r"model.width: was 1.0 when .*step-00000004 was saved"):
+        resolve_resume(branch, str(folder), 2, ZERO3)
+
+
+OFFICIAL = {"overrides": {"hyper_alignment": "official"}}
+
+
+def test_a_branch_keeps_the_network_of_init(tmp_path):
+    began = started(config(tmp_path, init="model.safetensors"))
+    network = chosen_model(config(tmp_path, model=OFFICIAL).model)
+    folder = saved(began, 4, network=network.model_dump(mode="json"))
+    branch = config(tmp_path, name="branch")
+    with pytest.raises(
+        ConfigError, match=r"network's hyper_alignment was official when .* aligned"
+    ):
+        resolve_resume(branch, str(folder), 2, ZERO3)
+    for fits in (
+        config(tmp_path, name="branch", model=OFFICIAL),
+        config(tmp_path, name="branch", init="moved.safetensors"),
+    ):
+        assert resolve_resume(fits, str(folder), 2, ZERO3, model=network).checkpoint is not None
+
+
+def test_a_branch_of_an_older_checkpoint_reads_its_run(tmp_path):
+    began = started(config(tmp_path, init="model.safetensors"))
+    network = chosen_model(config(tmp_path, model=OFFICIAL).model)
+    record = json.loads((began.folder / "run.json").read_text())
+    record["model"] = network.model_dump(mode="json")
+    (began.folder / "run.json").write_text(json.dumps(record))
+    folder = saved(began, 4)
+    with pytest.raises(ConfigError, match=r"hyper_alignment was official"):
+        resolve_resume(config(tmp_path, name="branch"), str(folder), 2, ZERO3)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "said"),
+    [
+        ({"freeze": ["g_a"]}, r"optimizer.freeze: was empty when .*; export that run and start"),
+        ({"lr_factors": {"g_s": 0.1}}, r"optimizer.lr_factors: was empty when .* now \{'g_s'"),
+    ],
+)
+def test_a_branch_keeps_the_parameter_groups(tmp_path, optimizer, said):
+    folder = saved(started(config(tmp_path)), 4)
+    branch = config(tmp_path, name="branch", optimizer={"lr": 1e-4} | optimizer)
+    with pytest.raises(ConfigError, match=said):
         resolve_resume(branch, str(folder), 2, ZERO3)
 
 
