@@ -76,6 +76,12 @@ def scaled_blocks(count: int, depth: float) -> int:
     return max(1, round(count * depth)) if count else 0
 
 
+def fitting_heads(width: int, size: float) -> int:
+    """The number of attention heads that divides `width` channels into heads nearest to `size`."""
+    counts = [count for count in range(1, width + 1) if width % count == 0]
+    return min(counts, key=lambda count: abs(width / count - size))
+
+
 class HpcmConfig(ModelConfig):
     """One network of the HPCM family. The defaults are HPCM-Base (arXiv 2507.19125)."""
 

@@ -7,6 +7,7 @@ from hpcm_scale.config.peers.elic import ElicConfig
 from hpcm_scale.config.peers.flic import FlicConfig
 from hpcm_scale.config.peers.lalic import LalicConfig
 from hpcm_scale.config.peers.mlicpp import MlicppConfig
+from hpcm_scale.config.peers.tcm import TcmConfig
 from hpcm_scale.config.strict import parse
 from hpcm_scale.errors import ConfigError
 
@@ -18,6 +19,7 @@ MODEL_KINDS: dict[str, type[ModelConfig]] = {
     "flic": FlicConfig,
     "lalic": LalicConfig,
     "mlicpp": MlicppConfig,
+    "tcm": TcmConfig,
 }
 """The class of configuration of each architecture."""
 

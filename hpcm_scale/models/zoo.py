@@ -16,6 +16,7 @@ from hpcm_scale.models.peers.elic import Elic
 from hpcm_scale.models.peers.flic import Flic
 from hpcm_scale.models.peers.lalic import Lalic
 from hpcm_scale.models.peers.mlicpp import Mlicpp
+from hpcm_scale.models.peers.tcm import Tcm
 
 ARCHITECTURES: dict[str, Callable[[Any], CodecNetwork]] = {
     "hpcm": HPCM,
@@ -25,6 +26,7 @@ ARCHITECTURES: dict[str, Callable[[Any], CodecNetwork]] = {
     "flic": Flic,
     "lalic": Lalic,
     "mlicpp": Mlicpp,
+    "tcm": Tcm,
 }
 
 

@@ -15,9 +15,9 @@ from deepspeed.accelerator import get_accelerator
 
 from hpcm_scale.config import ModelConfig, RunConfig, configs_folder
 from hpcm_scale.errors import ConfigError
+from hpcm_scale.models.blocks.bottleneck import Bottleneck
 from hpcm_scale.models.blocks.residual import PConvRB
 from hpcm_scale.models.blocks.sampling import ResidualBlock
-from hpcm_scale.models.peers.elic import Bottleneck
 from hpcm_scale.models.zoo import build
 from hpcm_scale.runs.network import init_file
 from hpcm_scale.training.deepspeed_internals import (

@@ -4,7 +4,7 @@ from typing import Literal, Self
 
 from pydantic import model_validator
 
-from hpcm_scale.config.model import ModelConfig, scaled_blocks, scaled_channels
+from hpcm_scale.config.model import ModelConfig, fitting_heads, scaled_blocks, scaled_channels
 from hpcm_scale.config.strict import Positive
 
 FLIC_SLICES = 5
@@ -97,7 +97,5 @@ class FlicConfig(ModelConfig):
 
 
 def _heads(width: int, size: float) -> int:
-    """Heads over `width` channels whose size is nearest to `size`."""
-    quarter = width // QUARTERS
-    counts = [count for count in range(1, quarter + 1) if quarter % count == 0]
-    return QUARTERS * min(counts, key=lambda count: abs(quarter / count - size))
+    """Heads over `width` channels whose size is nearest to `size`, a quarter per window shape."""
+    return QUARTERS * fitting_heads(width // QUARTERS, size)

@@ -36,14 +36,14 @@ class ResidualDown(nn.Module):
 
 
 class SubpixelConv(nn.Conv2d):
-    """3×3 convolution to 4C channels, each four of which are a 2×2 block of one channel.
+    """Convolution to 4C channels, each four of which are a 2×2 block of one channel.
 
     (B, A, h, w) -> (B, C, 2h, 2w); channel 4c + 2r + k of the convolution goes to row r, column k
     of channel c.
     """
 
-    def __init__(self, inputs: int, outputs: int) -> None:
-        super().__init__(inputs, 4 * outputs, 3, padding=1)
+    def __init__(self, inputs: int, outputs: int, kernel: int = 3) -> None:
+        super().__init__(inputs, 4 * outputs, kernel, padding=kernel // 2)
 
     def forward(self, x: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
         return F.pixel_shuffle(super().forward(x), 2)

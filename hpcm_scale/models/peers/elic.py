@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from hpcm_scale.config.peers.elic import ElicConfig
+from hpcm_scale.models.blocks.bottleneck import Bottleneck, gate_branches
 from hpcm_scale.models.blocks.checkerboard_context import CheckerboardConv
 from hpcm_scale.models.blocks.resampling import Conv1x1
 from hpcm_scale.models.codec_network import Code, CodecNetwork
@@ -19,25 +20,6 @@ ANCHORS = 1
 """Parity of row + column of the positions that a group codes first."""
 
 
-class Bottleneck(nn.Module):
-    """v + f(v), f = 1×1 C->C/2, ReLU, 3×3, ReLU, 1×1 C/2->C; a unit has a ReLU of the sum."""
-
-    def __init__(self, channels: int, unit: bool = False) -> None:
-        super().__init__()
-        self.unit = unit
-        self.branch = nn.Sequential(
-            Conv1x1(channels, channels // 2),
-            nn.ReLU(inplace=True),
-            nn.Conv2d(channels // 2, channels // 2, 3, padding=1),
-            nn.ReLU(inplace=True),
-            Conv1x1(channels // 2, channels),
-        )
-
-    def forward(self, v: Tensor) -> Tensor:
-        out = v + self.branch(v)
-        return out.relu() if self.unit else out
-
-
 class GatedAttention(nn.Module):
     """v + a·sigmoid(b), a and b residual units of v; (B, C, H, W) stays.
 
@@ -46,10 +28,7 @@ class GatedAttention(nn.Module):
 
     def __init__(self, channels: int, depth: int) -> None:
         super().__init__()
-        self.trunk = nn.Sequential(*(Bottleneck(channels, unit=True) for _ in range(depth)))
-        self.mask = nn.Sequential(
-            *(Bottleneck(channels, unit=True) for _ in range(depth)), Conv1x1(channels, channels)
-        )
+        self.trunk, self.mask = gate_branches(channels, depth)
 
     def forward(self, v: Tensor) -> Tensor:
         return v + self.trunk(v) * self.mask(v).sigmoid()

@@ -17,12 +17,13 @@ from hpcm_scale.models.blocks.channel_attention import (
     to_windows,
 )
 from hpcm_scale.models.blocks.frequency_attention import FrequencyAwareTransformer
+from hpcm_scale.models.blocks.hyper_pair import HyperPair
 from hpcm_scale.models.blocks.resampling import Conv1x1
 from hpcm_scale.models.blocks.sampling import ResidualDown, ResidualUp, SubpixelConv, conv3
 from hpcm_scale.models.codec_network import Code, CodecNetwork
 from hpcm_scale.models.density import FactorizedPrior, Gaussian
 from hpcm_scale.models.slices import SlicePartition
-from hpcm_scale.models.transforms import LATENT_STRIDE, ModuleCall, Transform, call
+from hpcm_scale.models.transforms import LATENT_STRIDE, Transform
 
 TRANSFORM_WINDOW, HYPER_WINDOW = 8, 2
 """w of the windows of the transforms and of the hyper nets; the longest are twice as long."""
@@ -99,18 +100,6 @@ def _hyper_synthesis(config: FlicConfig) -> Transform:
     )
 
 
-class HyperSynthesis(nn.Module):
-    """h_s, two nets of one shape: ẑ (B, N, h/4, w/4) -> (B, 2M, h, w)."""
-
-    def __init__(self, config: FlicConfig) -> None:
-        super().__init__()
-        self.mean = _hyper_synthesis(config)
-        self.scale = _hyper_synthesis(config)
-
-    def forward(self, z_hat: Tensor, run: ModuleCall = call) -> Tensor:
-        return torch.cat([self.mean(z_hat, run), self.scale(z_hat, run)], dim=1)
-
-
 class ParameterNet(nn.Module):
     """Three numbers of each latent of a slice, from four of the transformer and two of h_s.
 
@@ -156,7 +145,7 @@ class Flic(CodecNetwork[FlicConfig, SlicePartition]):
             g_a=analysis(config),
             g_s=synthesis(config),
             h_a=hyper_analysis(config),
-            h_s=HyperSynthesis(config),
+            h_s=HyperPair(_hyper_synthesis(config), _hyper_synthesis(config)),
             z_prior=FactorizedPrior(config.hyper_channels),
             density=Gaussian(0.01),
         )

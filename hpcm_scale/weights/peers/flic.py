@@ -7,8 +7,9 @@ from hpcm_scale.weights.layout import PublishedLayout
 from hpcm_scale.weights.peers.naming import (
     DENSITY,
     SAMPLING,
+    SHUFFLED,
     SYNONYMS,
-    flattened,
+    hyper_pair,
     ignored,
     renamed,
 )
@@ -20,13 +21,8 @@ def _names(config: FlicConfig) -> dict[str, str]:
         (
             *DENSITY,
             *SAMPLING,
-            flattened(config, "g_a", "g_a"),
-            flattened(config, "g_s", "g_s"),
-            flattened(config, "h_a", "h_a"),
-            flattened(config, "h_s.mean", "h_mean_s"),
-            flattened(config, "h_s.scale", "h_scale_s"),
-            # A pixel shuffle is kept in a list with its convolution.
-            (r"^(g_s|h_mean_s|h_scale_s)\.(\d+)\.(weight|bias)$", r"\1.\2.0.\3"),
+            *hyper_pair(config),
+            *SHUFFLED,
             (r"\.trans_block\.attention\.", ".trans_block."),
             (r"^(lift|layers)\.", r"tca.TCA.\1."),
             (r"^start\.", "tca.TCA.start_token_from_hyperprior."),

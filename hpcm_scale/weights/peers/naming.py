@@ -34,6 +34,37 @@ DENSITY: tuple[Rule, ...] = (
 SAMPLING: tuple[Rule, ...] = ((r"\.(subpel_conv|upsample)\.(weight|bias)$", r".\1.0.\2"),)
 """`ResidualUp`, whose pixel shuffle the published programs keep in a list with its convolution."""
 
+SLICE_NETS: tuple[Rule, ...] = (
+    (r"^(mean|scale)_nets\.", r"cc_\1_transforms."),
+    (r"^residual_nets\.", "lrp_transforms."),
+)
+"""The nets of a `ResidualSliceNetwork`."""
+
+GATES: tuple[Rule, ...] = (
+    (r"^(mean|scale)_gates\.(\d+)\.", r"atten_\1.\2.0."),
+    (r"\.trunk\.(\d)\.branch\.", r".conv_a.\1.conv."),
+    (r"\.mask\.(\d)\.branch\.", r".conv_b.\1.conv."),
+    (r"\.mask\.(\d)\.", r".conv_b.\1."),
+    (
+        r"\.refine\.(\d)\.",
+        lambda match: f".non_local_block.block_{int(match[1]) + 1}.",
+    ),
+)
+"""A `GatedContext` of each slice."""
+
+SHUFFLED: tuple[Rule, ...] = (
+    # A pixel shuffle is kept in a list with its convolution.
+    (r"^(g_s|h_mean_s|h_scale_s)\.(\d+)\.(weight|bias)$", r"\1.\2.0.\3"),
+)
+"""Convolutions with a pixel shuffle at the end of g_s and of both nets of h_s."""
+
+
+def hyper_pair(config: ModelConfig) -> tuple[Rule, ...]:
+    """Stages of g_a, g_s, h_a and both nets of h_s, which are numbered through."""
+    parts = {"g_a": "g_a", "g_s": "g_s", "h_a": "h_a"}
+    parts |= {"h_s.mean": "h_mean_s", "h_s.scale": "h_scale_s"}
+    return tuple(flattened(config, ours, theirs) for ours, theirs in parts.items())
+
 
 def ignored(*more: str) -> re.Pattern[str]:
     """What an import leaves out in silence: CompressAI's buffers, and those of one program."""
