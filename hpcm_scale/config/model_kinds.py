@@ -6,6 +6,7 @@ from hpcm_scale.config.model import HpcmConfig, ModelConfig
 from hpcm_scale.config.peers.elic import ElicConfig
 from hpcm_scale.config.peers.flic import FlicConfig
 from hpcm_scale.config.peers.lalic import LalicConfig
+from hpcm_scale.config.peers.mambavc import MambavcConfig
 from hpcm_scale.config.peers.mlicpp import MlicppConfig
 from hpcm_scale.config.peers.tcm import TcmConfig
 from hpcm_scale.config.strict import parse
@@ -18,6 +19,7 @@ MODEL_KINDS: dict[str, type[ModelConfig]] = {
     "elic": ElicConfig,
     "flic": FlicConfig,
     "lalic": LalicConfig,
+    "mambavc": MambavcConfig,
     "mlicpp": MlicppConfig,
     "tcm": TcmConfig,
 }

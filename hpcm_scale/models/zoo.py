@@ -15,6 +15,7 @@ from hpcm_scale.models.hpcm import HPCM
 from hpcm_scale.models.peers.elic import Elic
 from hpcm_scale.models.peers.flic import Flic
 from hpcm_scale.models.peers.lalic import Lalic
+from hpcm_scale.models.peers.mambavc import Mambavc
 from hpcm_scale.models.peers.mlicpp import Mlicpp
 from hpcm_scale.models.peers.tcm import Tcm
 
@@ -25,6 +26,7 @@ ARCHITECTURES: dict[str, Callable[[Any], CodecNetwork]] = {
     "elic": Elic,
     "flic": Flic,
     "lalic": Lalic,
+    "mambavc": Mambavc,
     "mlicpp": Mlicpp,
     "tcm": Tcm,
 }

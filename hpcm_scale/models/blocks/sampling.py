@@ -20,6 +20,18 @@ def conv3(inputs: int, outputs: int, stride: int = 1) -> nn.Conv2d:
     return nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1)
 
 
+def conv(inputs: int, outputs: int, kernel: int) -> nn.Conv2d:
+    """Convolution of stride 2 with an odd kernel, which halves the sides."""
+    return nn.Conv2d(inputs, outputs, kernel, stride=2, padding=kernel // 2)
+
+
+def deconv(inputs: int, outputs: int, kernel: int) -> nn.ConvTranspose2d:
+    """Transposed convolution of stride 2 with an odd kernel, which doubles the sides."""
+    return nn.ConvTranspose2d(
+        inputs, outputs, kernel, stride=2, padding=kernel // 2, output_padding=1
+    )
+
+
 class ResidualDown(nn.Module):
     """Halve the sides: (B, A, 2h, 2w) -> (B, C, h, w)."""
 

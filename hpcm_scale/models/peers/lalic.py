@@ -11,7 +11,7 @@ from hpcm_scale.config.peers.lalic import LalicConfig
 from hpcm_scale.models.blocks.checkerboard_context import CheckerboardConv
 from hpcm_scale.models.blocks.resampling import Conv1x1
 from hpcm_scale.models.blocks.rwkv import Gate, OmniShift, RwkvBlock
-from hpcm_scale.models.blocks.sampling import conv3
+from hpcm_scale.models.blocks.sampling import conv, conv3, deconv
 from hpcm_scale.models.codec_network import Code, CodecNetwork
 from hpcm_scale.models.density import LIKELIHOOD_BOUND, FactorizedPrior, Gaussian, single
 from hpcm_scale.models.slices import SlicePartition, place_parity, take_parity
@@ -20,16 +20,6 @@ from hpcm_scale.models.transforms import Transform
 ANCHORS = 0
 """Parity of row + column of the positions that a group codes first."""
 OTHERS = 1 - ANCHORS
-
-
-def _conv(inputs: int, outputs: int, kernel: int) -> nn.Conv2d:
-    return nn.Conv2d(inputs, outputs, kernel, stride=2, padding=kernel // 2)
-
-
-def _deconv(inputs: int, outputs: int, kernel: int) -> nn.ConvTranspose2d:
-    return nn.ConvTranspose2d(
-        inputs, outputs, kernel, stride=2, padding=kernel // 2, output_padding=1
-    )
 
 
 def _blocks(config: LalicConfig, channels: int, count: int) -> list[nn.Module]:
@@ -42,18 +32,18 @@ def analysis(config: LalicConfig) -> Transform:
     stages, inputs = [], 3
     for width, depth in zip(config.widths, config.depths, strict=True):
         kernel = 5 if inputs == 3 else 3
-        stages.append(nn.Sequential(_conv(inputs, width, kernel), *_blocks(config, width, depth)))
+        stages.append(nn.Sequential(conv(inputs, width, kernel), *_blocks(config, width, depth)))
         inputs = width
-    return Transform([*stages, nn.Sequential(_conv(inputs, config.latent_channels, 3))])
+    return Transform([*stages, nn.Sequential(conv(inputs, config.latent_channels, 3))])
 
 
 def synthesis(config: LalicConfig) -> Transform:
     """g_s: ŷ (B, M, H/16, W/16) -> x̂ (B, 3, H, W)."""
     stages, inputs = [], config.latent_channels
     for width, depth in zip(config.widths[::-1], config.depths[::-1], strict=True):
-        stages.append(nn.Sequential(_deconv(inputs, width, 3), *_blocks(config, width, depth)))
+        stages.append(nn.Sequential(deconv(inputs, width, 3), *_blocks(config, width, depth)))
         inputs = width
-    return Transform([*stages, nn.Sequential(_deconv(inputs, 3, 5))])
+    return Transform([*stages, nn.Sequential(deconv(inputs, 3, 5))])
 
 
 def hyper_analysis(config: LalicConfig) -> Transform:
@@ -62,10 +52,10 @@ def hyper_analysis(config: LalicConfig) -> Transform:
     return Transform(
         [
             nn.Sequential(
-                _conv(config.latent_channels, width, 5),
+                conv(config.latent_channels, width, 5),
                 *_blocks(config, width, config.hyper_depth),
             ),
-            nn.Sequential(_conv(width, config.hyper_channels, 5)),
+            nn.Sequential(conv(width, config.hyper_channels, 5)),
         ]
     )
 
@@ -76,10 +66,10 @@ def hyper_synthesis(config: LalicConfig) -> Transform:
     return Transform(
         [
             nn.Sequential(
-                _deconv(config.hyper_channels, width, 5),
+                deconv(config.hyper_channels, width, 5),
                 *_blocks(config, width, config.hyper_depth),
             ),
-            nn.Sequential(_deconv(width, config.latent_channels, 5)),
+            nn.Sequential(deconv(width, config.latent_channels, 5)),
         ]
     )
 
