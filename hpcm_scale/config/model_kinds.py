@@ -3,11 +3,13 @@
 from typing import Any
 
 from hpcm_scale.config.model import HpcmConfig, ModelConfig
+from hpcm_scale.config.peers.dcae import DcaeConfig
 from hpcm_scale.config.peers.elic import ElicConfig
 from hpcm_scale.config.peers.flic import FlicConfig
 from hpcm_scale.config.peers.lalic import LalicConfig
 from hpcm_scale.config.peers.mambavc import MambavcConfig
 from hpcm_scale.config.peers.mlicpp import MlicppConfig
+from hpcm_scale.config.peers.stf import StfConfig
 from hpcm_scale.config.peers.tcm import TcmConfig
 from hpcm_scale.config.strict import parse
 from hpcm_scale.errors import ConfigError
@@ -16,11 +18,13 @@ MODEL_KINDS: dict[str, type[ModelConfig]] = {
     "hpcm": HpcmConfig,
     "charm": HpcmConfig,
     "dcvc-dc-intra": HpcmConfig,
+    "dcae": DcaeConfig,
     "elic": ElicConfig,
     "flic": FlicConfig,
     "lalic": LalicConfig,
     "mambavc": MambavcConfig,
     "mlicpp": MlicppConfig,
+    "stf": StfConfig,
     "tcm": TcmConfig,
 }
 """The class of configuration of each architecture."""

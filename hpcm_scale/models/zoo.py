@@ -12,22 +12,26 @@ from hpcm_scale.models.baselines.charm import Charm
 from hpcm_scale.models.baselines.dcvc_dc import DcvcDcIntra
 from hpcm_scale.models.codec_network import CodecNetwork
 from hpcm_scale.models.hpcm import HPCM
+from hpcm_scale.models.peers.dcae import Dcae
 from hpcm_scale.models.peers.elic import Elic
 from hpcm_scale.models.peers.flic import Flic
 from hpcm_scale.models.peers.lalic import Lalic
 from hpcm_scale.models.peers.mambavc import Mambavc
 from hpcm_scale.models.peers.mlicpp import Mlicpp
+from hpcm_scale.models.peers.stf import Stf
 from hpcm_scale.models.peers.tcm import Tcm
 
 ARCHITECTURES: dict[str, Callable[[Any], CodecNetwork]] = {
     "hpcm": HPCM,
     "charm": Charm,
     "dcvc-dc-intra": DcvcDcIntra,
+    "dcae": Dcae,
     "elic": Elic,
     "flic": Flic,
     "lalic": Lalic,
     "mambavc": Mambavc,
     "mlicpp": Mlicpp,
+    "stf": Stf,
     "tcm": Tcm,
 }
 
