@@ -11,6 +11,7 @@ from hpcm_scale.config.peers.mambavc import MambavcConfig
 from hpcm_scale.config.peers.mlicpp import MlicppConfig
 from hpcm_scale.config.peers.stf import StfConfig
 from hpcm_scale.config.peers.tcm import TcmConfig
+from hpcm_scale.config.peers.weconvene import WeconveneConfig
 from hpcm_scale.config.strict import parse
 from hpcm_scale.errors import ConfigError
 
@@ -26,6 +27,7 @@ MODEL_KINDS: dict[str, type[ModelConfig]] = {
     "mlicpp": MlicppConfig,
     "stf": StfConfig,
     "tcm": TcmConfig,
+    "weconvene": WeconveneConfig,
 }
 """The class of configuration of each architecture."""
 

@@ -20,6 +20,7 @@ from hpcm_scale.models.peers.mambavc import Mambavc
 from hpcm_scale.models.peers.mlicpp import Mlicpp
 from hpcm_scale.models.peers.stf import Stf
 from hpcm_scale.models.peers.tcm import Tcm
+from hpcm_scale.models.peers.weconvene import Weconvene
 
 ARCHITECTURES: dict[str, Callable[[Any], CodecNetwork]] = {
     "hpcm": HPCM,
@@ -33,6 +34,7 @@ ARCHITECTURES: dict[str, Callable[[Any], CodecNetwork]] = {
     "mlicpp": Mlicpp,
     "stf": Stf,
     "tcm": Tcm,
+    "weconvene": Weconvene,
 }
 
 

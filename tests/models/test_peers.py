@@ -123,6 +123,8 @@ def check_step(step: Step, expected: dict[str, Any], rel: float = 1e-9) -> None:
 
 def figures(golden: dict[str, Any]) -> list[tuple[dict[str, Any], dict[str, Any]]]:
     """(overrides, figures) of a golden: of one network, or of each reading of it."""
+    if golden["variant"] == "weconvene":  # computed with exact filters
+        return [({"wavelet": "exact"}, golden)]
     readings = [name for name in golden.get("wkv", {}) if name in golden]
     return [({"wkv": name}, golden[name]) for name in readings] or [({}, golden)]
 
@@ -134,7 +136,9 @@ def test_golden_symbols_rates_and_pixels(variant):
     for overrides, expected in figures(golden):
         network = loaded(variant, golden["salt"], overrides)
         y, z_symbols, steps = coded(network, x)
-        latents = expected.get("latent_abs_mean", expected.get("y_abs_mean"))
+        # Of WeConvene the wavelet bands are what is coded.
+        names = ("wavelet_abs_mean", "latent_abs_mean", "y_abs_mean")
+        latents = next(expected[name] for name in names if name in expected)
         assert y.abs().mean().item() == pytest.approx(latents, rel=1e-9)
         check_symbols(z_symbols, expected["z"])
         assert len(steps) == len(expected["y_steps"])
@@ -250,4 +254,6 @@ def test_golden_counts(variant):
     measured = next(kmacs[k] for k in ("measured", "total", "as the program runs") if k in kmacs)
     share = complexity_table(config)[-1]
     assert share.parameters == counted + network.published_dead_parameters
-    assert share.kmacs_per_pixel == pytest.approx(measured, rel=2e-4)
+    # Of WeConvene the wavelets are counted as convolutions there, 0.03 %; here they are additions.
+    tolerance = 4e-4 if variant == "weconvene" else 2e-4
+    assert share.kmacs_per_pixel == pytest.approx(measured, rel=tolerance)

@@ -1,7 +1,7 @@
 """The published checkpoints of the papers' nine peers: one module a peer names its tensors."""
 
 from hpcm_scale.weights.layout import PublishedLayout
-from hpcm_scale.weights.peers import dcae, elic, flic, lalic, mambavc, mlicpp, stf, tcm
+from hpcm_scale.weights.peers import dcae, elic, flic, lalic, mambavc, mlicpp, stf, tcm, weconvene
 
 PEERS: dict[str, PublishedLayout] = {
     "dcae": dcae.LAYOUT,
@@ -12,5 +12,6 @@ PEERS: dict[str, PublishedLayout] = {
     "mlicpp": mlicpp.LAYOUT,
     "stf": stf.LAYOUT,
     "tcm": tcm.LAYOUT,
+    "weconvene": weconvene.LAYOUT,
 }
 """By architecture."""
