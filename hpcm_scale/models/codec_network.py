@@ -88,6 +88,9 @@ class CodecNetwork(nn.Module, ABC, Generic[Config, Partition]):
     alone."""
     global_context: ClassVar[bool] = False
     """Whether coding steps see the whole image, so that it is never cut into coding tiles."""
+    repeats_modules: ClassVar[bool] = False
+    """Whether large modules run many times in a pass, so that ZeRO-3 had better keep them gathered
+    from one time to the next."""
     published_calls: ClassVar[Mapping[str, float]] = {}
     """Regular expressions of module names, and how many times as much as here the published program
     computes in them: at positions whose results nothing reads, say. No two may count the same

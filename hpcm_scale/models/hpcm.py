@@ -18,6 +18,8 @@ from hpcm_scale.models.transforms import analysis, hyper_analysis, hyper_synthes
 class HPCM(CodecNetwork[HpcmConfig, grids.StepGrids]):
     """The codec network of one `HpcmConfig` with architecture "hpcm"."""
 
+    repeats_modules = True
+
     def __init__(self, config: HpcmConfig) -> None:
         tables = schedule_named(config.schedule)
         for scale in tables.scales:

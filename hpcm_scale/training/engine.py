@@ -216,6 +216,9 @@ def build_engine(
     if leaves := [kind for kind in LEAVES if kind in kinds]:  # it refuses kinds that are not there
         deepspeed.utils.set_z3_leaf_modules(network, leaves)
     _settle_heap(_device(config, "offload_optimizer") == "nvme")
+    if not network.repeats_modules:
+        # DeepSpeed looks for the next use of a module through all that follow, for every module.
+        config["zero_optimization"].setdefault("stage3_max_reuse_distance", 0)
     groups: Any = parameter_groups(network, run.optimizer)  # annotated as a module
     engine, *_ = deepspeed.initialize(model=network, model_parameters=groups, config=config)
     skip_recovery_script(engine)

@@ -44,6 +44,8 @@ class DcvcDcIntra(CodecNetwork[HpcmConfig, grids.StepGrids]):
     `adaptor_depths[2]` and `shared_s3` of the configuration set the depths: S3 is the full grid.
     """
 
+    repeats_modules = True
+
     def __init__(self, config: HpcmConfig) -> None:
         super().__init__(
             config,

@@ -133,6 +133,7 @@ class Flic(CodecNetwork[FlicConfig, SlicePartition]):
 
     centred = False
     global_context = True
+    repeats_modules = True
     # Between channels, the published program forms all pairs and masks those of later slices.
     published_calls = {  # noqa: RUF012
         r"layers\.\d+\.mixing\.attention": 2 * FLIC_SLICES / (FLIC_SLICES + 1)

@@ -23,6 +23,14 @@ def _blocks(config: MambavcConfig, count: int) -> list[nn.Module]:
     ]
 
 
+def _working_bytes(config: MambavcConfig) -> float:
+    """Of g_a and of g_s, a pixel: a block at half the image's sides holds some forty maps of its
+    inner channels, four directions of inputs, step sizes and results among them. States are held a
+    chunk of places at a time.
+    """
+    return 4 * 40 * config.expansion * config.width / 4
+
+
 def analysis(config: MambavcConfig) -> Transform:
     """g_a: (B, 3, H, W) -> y (B, M, H/16, W/16)."""
     stages, inputs = [], 3
@@ -30,7 +38,8 @@ def analysis(config: MambavcConfig) -> Transform:
         kernel = 5 if inputs == 3 else 3
         stages.append(nn.Sequential(conv(inputs, config.width, kernel), *_blocks(config, depth)))
         inputs = config.width
-    return Transform([*stages, nn.Sequential(conv(inputs, config.latent_channels, 3))])
+    last = nn.Sequential(conv(inputs, config.latent_channels, 3))
+    return Transform([*stages, last], working_bytes=_working_bytes(config))
 
 
 def synthesis(config: MambavcConfig) -> Transform:
@@ -39,7 +48,8 @@ def synthesis(config: MambavcConfig) -> Transform:
     for depth in config.depths[::-1]:
         stages.append(nn.Sequential(deconv(inputs, config.width, 3), *_blocks(config, depth)))
         inputs = config.width
-    return Transform([*stages, nn.Sequential(deconv(inputs, 3, 5))])
+    last = nn.Sequential(deconv(inputs, 3, 5))
+    return Transform([*stages, last], working_bytes=_working_bytes(config))
 
 
 def hyper_analysis(config: MambavcConfig) -> Transform:
