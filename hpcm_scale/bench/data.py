@@ -19,7 +19,7 @@ from webdataset.compat import WebDataset
 from hpcm_scale.config import DataConfig
 from hpcm_scale.data.augment import Crop
 from hpcm_scale.data.images import decode_crop, decode_whole, open_image
-from hpcm_scale.data.manifest import COLUMNS, NAME, Manifest, Split
+from hpcm_scale.data.manifest import COLUMNS, Manifest, Split
 from hpcm_scale.data.shards import ShardReader, check_files, read_manifest
 from hpcm_scale.data.stream import TrainStream
 
@@ -171,9 +171,9 @@ def bench_resume(root: str, side: int) -> Table:
             path = f"{number:06d}.tar"
             os.symlink(Path(root).absolute() / shard.path, Path(folder) / path)
             columns = {c: getattr(shard, c)[repeated] for c in COLUMNS}
-            names = [shard.names[row] for row in repeated]
+            names = [shard.names[row] for row in repeated.tolist()]
             shards.append(replace(shard, path=path, names=names, crcs=None, **columns))
-        (Path(folder) / NAME).write_text(Manifest(tuple(shards), "bench").dumps())
+        Manifest(tuple(shards), "bench").write(Path(folder))
         for name, where in (("synthetic", folder), (root, root)):
             start = time.perf_counter()
             total = read_manifest(where).split("train", where).samples

@@ -20,7 +20,6 @@ from hpcm_scale.data.remote import sha256_of
 from hpcm_scale.data.shards import scan_tar
 from hpcm_scale.data.tar_samples import Choice, choose_samples
 from hpcm_scale.errors import DataError
-from hpcm_scale.files import atomic_write
 
 COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 
@@ -89,7 +88,7 @@ def index(
     }
     recipe = {"min_side": min_side, **vars(choice)}
     manifest = Manifest(tuple(shards), "index", recipe=recipe, report=report)
-    atomic_write(root / NAME, manifest.dumps())
+    manifest.write(root)
     return manifest
 
 

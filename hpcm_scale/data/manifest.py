@@ -1,20 +1,33 @@
-"""manifest.json: the contents of a dataset, shard by shard, with the place of every sample."""
+"""The manifest of a dataset: its shards, and the name, place, size and checksum of every sample.
+
+Of small datasets manifest.json holds all. Of large ones it lists the shards, and what there is one
+of for each sample lies beside it in the files of a `SampleTable`.
+"""
 
 import hashlib
 import json
 import re
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 
+from hpcm_scale.data.sample_table import LETTER, ROW, SampleTable, TableFile, write_parts
 from hpcm_scale.errors import DataError
+from hpcm_scale.files import atomic_write
 
 NAME = "manifest.json"
-FORMAT = "hpcm_scale dataset 1"
+FORMAT, FORMAT_WITH_TABLES = "hpcm_scale dataset 1", "hpcm_scale dataset 2"
 COLUMNS = ("offsets", "sizes", "widths", "heights")
+FIELDS = {"offsets": "offset", "sizes": "size", "widths": "width", "heights": "height"}
+"""Names of the columns in a table's row; that of `crcs` is crc."""
+TABLES_FROM = 100_000
+"""Samples from which on they have tables of their own: beyond, JSON takes a second and more to
+read, and every rank a copy."""
+TABLE_FILES = "manifest-*.npy"
 
 
 def is_safe(name: str) -> bool:
@@ -32,16 +45,18 @@ class Shard:
     split: str
     bytes: int
     sha256: str
-    names: list[str]
+    names: Sequence[str]
     """Member names of the images, such as a-0123.png."""
     offsets: np.ndarray
-    """(samples,) int64: where each image's bytes begin in the tar."""
+    """(samples,) integers, as all columns: where each image's bytes begin in the tar."""
     sizes: np.ndarray
-    """(samples,) int64: their number."""
+    """Their number."""
     widths: np.ndarray
     heights: np.ndarray
     crcs: np.ndarray | None = None
-    """(samples,) int64: CRC-32 of each image's bytes; None in manifests of version 0.1."""
+    """CRC-32 of each image's bytes; None in manifests of version 0.1."""
+    recorded: tuple[int, int] | None = field(default=None, kw_only=True)
+    """Pixels and least side as recorded, for which no column has to be read."""
 
     @property
     def samples(self) -> int:
@@ -49,9 +64,31 @@ class Shard:
 
     @property
     def pixels(self) -> int:
-        return int((self.widths * self.heights).sum())
+        if self.recorded is not None:
+            return self.recorded[0]
+        return int((self.widths.astype(np.int64) * self.heights).sum())
 
-    def to_json(self) -> dict[str, Any]:
+    @property
+    def least_side(self) -> int:
+        """The least width or height of any image, in pixels; 2³¹ of an empty shard."""
+        if self.recorded is not None:
+            return self.recorded[1]
+        return int(np.minimum(self.widths, self.heights).min(initial=2**31))
+
+    def require_inside(self, source: str) -> None:
+        """Check that the samples lie inside the shard.
+
+        Raises:
+            DataError: naming `source` and the shard.
+        """
+        sizes = self.sizes.astype(np.int64)
+        room = self.bytes - self.offsets  # compared without a sum, which could overflow
+        if (self.offsets < 0).any() or (sizes < 0).any() or (sizes > room).any():
+            raise DataError(
+                f"{source}: shard {self.path!r} has samples outside its {self.bytes} bytes"
+            )
+
+    def _head(self) -> dict[str, Any]:
         return {
             "path": self.path,
             "split": self.split,
@@ -59,7 +96,15 @@ class Shard:
             "bytes": self.bytes,
             "pixels": self.pixels,
             "sha256": self.sha256,
-            "names": self.names,
+        }
+
+    def to_json(self, with_samples: bool = True) -> dict[str, Any]:
+        """The shard's entry of manifest.json, with or without its samples."""
+        if not with_samples:
+            return {**self._head(), "least_side": self.least_side}
+        return {
+            **self._head(),
+            "names": list(self.names),
             # Numbers as one text a column: a million samples load in half the time of JSON lists.
             **{column: _text(getattr(self, column)) for column in COLUMNS},
             **({} if self.crcs is None else {"crcs": _text(self.crcs)}),
@@ -73,24 +118,76 @@ class Shard:
             DataError: if the entry is not what `to_json` writes, or points outside the shard.
         """
         try:
-            path, split, names = entry["path"], entry["split"], entry["names"]
+            names = entry["names"]
             present = [*COLUMNS, "crcs"] if "crcs" in entry else COLUMNS
-            columns = {c: np.fromstring(entry[c], dtype=np.int64, sep=" ") for c in present}
-            shard = cls(path, split, int(entry["bytes"]), entry["sha256"], names, **columns)
-            typed = all(isinstance(text, str) for text in (path, split, shard.sha256, *names))
-            complete = typed and int(entry["samples"]) == len(names) and 0 <= shard.bytes < 2**62
+            columns: dict[str, Any] = {
+                c: np.fromstring(entry[c], dtype=np.int64, sep=" ") for c in present
+            }
+            typed = all(isinstance(name, str) for name in names)
+            complete = typed and int(entry["samples"]) == len(names)
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise DataError(f"{source}: a shard's entry is damaged ({error!r})") from None
+        shard = cls(*_checked_head(entry, source), names, **columns)
         if not complete or any(len(column) != len(names) for column in columns.values()):
-            raise DataError(f"{source}: the columns of shard {path!r} differ in length or type")
-        if not is_safe(path):
-            raise DataError(f"{source}: shard path {path!r} leads outside the dataset")
-        if not re.fullmatch("[0-9a-f]{64}", shard.sha256):
-            raise DataError(f"{source}: the sha256 of shard {path!r} is not one")
-        room = shard.bytes - shard.offsets  # compared without a sum, which could overflow
-        if any((c < 0).any() for c in columns.values()) or (shard.sizes > room).any():
-            raise DataError(f"{source}: shard {path!r} has samples outside its {shard.bytes} bytes")
+            raise DataError(
+                f"{source}: the columns of shard {shard.path!r} differ in length or type"
+            )
+        if any((column < 0).any() for column in columns.values()):
+            raise DataError(
+                f"{source}: shard {shard.path!r} has samples outside its {shard.bytes} bytes"
+            )
+        shard.require_inside(source)
         return shard
+
+    @classmethod
+    def from_table(
+        cls, entry: dict[str, Any], source: str, table: SampleTable, start: int, with_crcs: bool
+    ) -> "Shard":
+        """The shard of an entry whose samples are rows of a table, from `start` on.
+
+        Its rows are looked at when the shard is read from, by `require_inside`.
+
+        Raises:
+            DataError: if the entry is damaged.
+        """
+        try:
+            recorded = int(entry["pixels"]), int(entry["least_side"])
+            stop = start + int(entry["samples"])
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
+            raise DataError(f"{source}: a shard's entry is damaged ({error!r})") from None
+        rows = table.rows[start:stop]
+        if stop < start or len(rows) != stop - start:
+            raise DataError(f"{source}: its tables end before its last shard; copy them together")
+        columns = {column: rows[name] for column, name in FIELDS.items()}
+        return cls(
+            *_checked_head(entry, source),
+            table.names(start, stop),
+            **columns,
+            crcs=rows["crc"] if with_crcs else None,
+            recorded=recorded,
+        )
+
+
+def _checked_head(entry: dict[str, Any], source: str) -> tuple[str, str, int, str]:
+    """Path, split, bytes and SHA-256 of a shard's entry.
+
+    Raises:
+        DataError: if they are not such, or the path leads out of the dataset.
+    """
+    try:
+        path, split, sha256 = (entry[key] for key in ("path", "split", "sha256"))
+        size = int(entry["bytes"])
+        if not all(isinstance(text, str) for text in (path, split, sha256)):
+            raise TypeError("path, split and sha256 are no texts")
+        if not 0 <= size < 2**62:
+            raise ValueError(f"{size} bytes")
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise DataError(f"{source}: a shard's entry is damaged ({error!r})") from None
+    if not is_safe(path):
+        raise DataError(f"{source}: shard path {path!r} leads outside the dataset")
+    if not re.fullmatch("[0-9a-f]{64}", sha256):
+        raise DataError(f"{source}: the sha256 of shard {path!r} is not one")
+    return path, split, size, sha256
 
 
 def _text(column: np.ndarray) -> str:
@@ -106,6 +203,8 @@ class Split:
     first: np.ndarray
     """(shards,) int64: the first sample of each shard."""
     samples: int
+    recorded: int | None = None
+    """The fingerprint that the manifest records; None where it is to be computed."""
 
     def locate(self, sample: int) -> tuple[int, int]:
         """The shard of a sample and its row there."""
@@ -114,10 +213,12 @@ class Split:
 
     def smallest_side(self) -> int:
         """The least width or height of any image, in pixels."""
-        return min(int(min(s.widths.min(), s.heights.min())) for s in self.shards)
+        return min(shard.least_side for shard in self.shards)
 
     def fingerprint(self) -> int:
         """A number that differs between splits whose samples or their numbering differ."""
+        if self.recorded is not None:
+            return self.recorded
         digest = hashlib.sha256()
         for shard in self.shards:
             digest.update(f"{shard.sha256} {shard.samples}\n".encode() + shard.offsets.tobytes())
@@ -136,6 +237,10 @@ class Manifest:
     """Origin of the images: a digest of the files' names and sizes."""
     report: dict[str, Any] = field(default_factory=dict)
     """Counts of samples, and of skipped files by reason."""
+    fingerprints: dict[str, int] = field(default_factory=dict)
+    """Those of the splits, where the manifest records them."""
+    tables: tuple[TableFile, ...] = ()
+    """The files that hold the samples, where manifest.json does not."""
 
     def splits(self) -> list[str]:
         return sorted({shard.split for shard in self.shards})
@@ -151,7 +256,8 @@ class Manifest:
             have = ", ".join(self.splits()) or "none"
             raise DataError(f"{where}: the split {name!r} is empty (the dataset has: {have})")
         sizes = np.array([shard.samples for shard in shards], dtype=np.int64)
-        return Split(name, shards, np.cumsum(sizes) - sizes, int(sizes.sum()))
+        recorded = self.fingerprints.get(name)
+        return Split(name, shards, np.cumsum(sizes) - sizes, int(sizes.sum()), recorded)
 
     def totals(self) -> dict[str, dict[str, int]]:
         """Shards, samples, bytes and pixels of each split."""
@@ -166,10 +272,28 @@ class Manifest:
             }
         return totals
 
-    def dumps(self) -> str:
-        """The text of manifest.json: one line for each shard, so that a diff names the shard."""
+    def write(self, folder: Path) -> None:
+        """Write manifest.json, and the tables it refers to where the samples are many.
+
+        What they replace is deleted last; a run that has mapped it keeps it.
+        """
+        tables: tuple[TableFile, ...] = ()
+        if sum(shard.samples for shard in self.shards) >= TABLES_FROM:
+            tables = self._write_tables(folder)
+        atomic_write(folder / NAME, self.dumps(tables))
+        kept = {table.name for table in tables}
+        for path in folder.glob(TABLE_FILES):
+            if path.name not in kept:
+                path.unlink()
+
+    def dumps(self, tables: Sequence[TableFile] = ()) -> str:
+        """The text of manifest.json: one line for each shard, so that a diff names the shard.
+
+        Args:
+            tables: the files that hold the samples; without them the text does.
+        """
         head = {
-            "format": FORMAT,
+            "format": FORMAT_WITH_TABLES if tables else FORMAT,
             "made_by": self.made_by,
             "versions": {
                 name: version(name) for name in ("hpcm-scale", "pillow", "webdataset", "numpy")
@@ -179,29 +303,114 @@ class Manifest:
             "report": self.report,
             "totals": self.totals(),
         }
-        shards = ",\n".join(json.dumps(s.to_json(), separators=(",", ":")) for s in self.shards)
+        if tables:
+            head |= {
+                "fingerprints": {
+                    name: self.split(name, "").fingerprint()
+                    for name, total in head["totals"].items()
+                    if total["samples"]
+                },
+                "crcs": all(shard.crcs is not None for shard in self.shards),
+                "tables": [table.to_json() for table in tables],
+            }
+        entries = (shard.to_json(with_samples=not tables) for shard in self.shards)
+        shards = ",\n".join(json.dumps(entry, separators=(",", ":")) for entry in entries)
         return json.dumps(head, indent=1)[:-2] + ',\n "shards": [\n' + shards + "\n]}\n"
 
     @classmethod
-    def loads(cls, text: str | bytes, source: str) -> "Manifest":
+    def loads(
+        cls,
+        text: str | bytes,
+        source: str,
+        open_table: Callable[[TableFile, np.dtype], np.ndarray] | None = None,
+    ) -> "Manifest":
         """The manifest in the text of manifest.json.
 
+        Args:
+            open_table: gives the array of a file that holds samples.
+
         Raises:
-            DataError: if `text` is not a manifest.
+            DataError: if `text` is not a manifest, or it refers to files and nothing opens them.
         """
         try:
             values = json.loads(text)
         except (ValueError, RecursionError) as error:
             raise DataError(f"{source}: is not JSON ({error})") from None
-        if not isinstance(values, dict) or values.get("format") != FORMAT:
+        form = values.get("format") if isinstance(values, dict) else None
+        if form not in (FORMAT, FORMAT_WITH_TABLES):
             raise DataError(f"{source}: is not a manifest of this program ({FORMAT!r})")
         entries = values.get("shards")
         if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
             raise DataError(f"{source}: has no list of shards")
-        shards = tuple(Shard.from_json(entry, source) for entry in entries)
-        if len({shard.path for shard in shards}) != len(shards):
-            raise DataError(f"{source}: lists a shard twice")
         rest: dict[str, Any] = {k: values.get(k) for k in ("recipe", "source", "report")}
         if not all(isinstance(value, dict) for value in rest.values()):
             raise DataError(f"{source}: recipe, source or report is missing")
+        if form == FORMAT:
+            shards = tuple(Shard.from_json(entry, source) for entry in entries)
+        else:
+            if open_table is None:
+                raise DataError(f"{source}: its samples are in files that cannot be opened here")
+            found = _table_files(values, source)
+            table = SampleTable(open_table(found[0], ROW), open_table(found[1], LETTER))
+            shards = _shards_of(entries, source, table, values.get("crcs") is True)
+            rest |= {"fingerprints": _fingerprints(values, source), "tables": found}
+        if len({shard.path for shard in shards}) != len(shards):
+            raise DataError(f"{source}: lists a shard twice")
         return cls(shards, str(values.get("made_by")), **rest)
+
+    def _write_tables(self, folder: Path) -> tuple[TableFile, ...]:
+        """Write the rows and names of all samples, a shard's at a time."""
+        key = hashlib.sha256("".join(shard.sha256 for shard in self.shards).encode())
+        stem = f"manifest-{key.hexdigest()[:12]}"
+
+        def rows() -> Iterator[np.ndarray]:
+            end = 0
+            for shard in self.shards:
+                part = np.zeros(shard.samples, ROW)
+                for column, name in FIELDS.items():
+                    part[name] = getattr(shard, column)
+                if shard.crcs is not None:
+                    part["crc"] = shard.crcs
+                lengths = [len(name.encode()) for name in shard.names]
+                part["name_end"] = end + np.cumsum(lengths, dtype=np.int64)
+                end += sum(lengths)
+                yield part
+
+        def letters() -> Iterator[np.ndarray]:
+            for shard in self.shards:
+                yield np.frombuffer("".join(shard.names).encode(), LETTER)
+
+        samples = sum(shard.samples for shard in self.shards)
+        count = sum(len(part) for part in letters())
+        return (
+            write_parts(folder / f"{stem}.npy", ROW, samples, rows()),
+            write_parts(folder / f"{stem}-names.npy", LETTER, count, letters()),
+        )
+
+
+def _shards_of(
+    entries: list[dict[str, Any]], source: str, table: SampleTable, with_crcs: bool
+) -> tuple[Shard, ...]:
+    """The shards whose samples are the rows of a table, one after the other."""
+    shards: list[Shard] = []
+    start = 0
+    for entry in entries:
+        shards.append(Shard.from_table(entry, source, table, start, with_crcs))
+        start += shards[-1].samples
+    table.require(start, source)
+    return tuple(shards)
+
+
+def _table_files(values: dict[str, Any], source: str) -> tuple[TableFile, TableFile]:
+    """The files of rows and of names that a manifest refers to."""
+    entries = values.get("tables")
+    if not isinstance(entries, list) or len(entries) != 2:
+        raise DataError(f"{source}: does not name its two tables")
+    return TableFile.from_json(entries[0], source), TableFile.from_json(entries[1], source)
+
+
+def _fingerprints(values: dict[str, Any], source: str) -> dict[str, int]:
+    found = values.get("fingerprints")
+    if not isinstance(found, dict) or not all(type(value) is int for value in found.values()):
+        raise DataError(f"{source}: its fingerprints are missing or damaged")
+    return found

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from webdataset.writer import TarWriter
 
-from hpcm_scale.data.manifest import NAME, Manifest, Shard
+from hpcm_scale.data.manifest import Manifest, Shard
 from hpcm_scale.data.prepare import HASH_DIGITS, Prepared, Skipped
 from hpcm_scale.data.recipe import Recipe
 from hpcm_scale.data.remote import sha256_of
@@ -192,7 +192,7 @@ def finish(
         report=report,
     )
     atomic_write(out / REPORT, json.dumps({**report, "files": files}, indent=1))
-    atomic_write(out / NAME, manifest.dumps())
+    manifest.write(out)
     shutil.rmtree(chunks.folder)
     return manifest
 

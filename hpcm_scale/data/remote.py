@@ -8,12 +8,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from io import BufferedReader, FileIO
 from pathlib import Path
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import fsspec
 from filelock import FileLock
 
-from hpcm_scale.data.manifest import Shard
 from hpcm_scale.errors import DataError
 from hpcm_scale.files import atomic_path
 
@@ -49,6 +48,15 @@ def sha256_of(stream: BufferedReader | FileIO) -> str:
     return digest.hexdigest()
 
 
+class Content(Protocol):
+    """What is known of a file before it is fetched: a shard, or a table of the manifest."""
+
+    @property
+    def bytes(self) -> int: ...
+    @property
+    def sha256(self) -> str: ...
+
+
 class Cache:
     """A folder of shards by hash, shared by the processes of a host.
 
@@ -64,7 +72,7 @@ class Cache:
         except OSError as error:
             raise DataError(f"data.cache: {self.folder} cannot be used ({error})") from None
 
-    def open(self, url: str, shard: Shard) -> FileIO:
+    def open(self, url: str, shard: Content) -> FileIO:
         """The shard's verified copy, open for reading, unbuffered.
 
         Raises:
@@ -90,7 +98,7 @@ class Cache:
                 file.close()
                 path.unlink(missing_ok=True)
 
-    def _fetch(self, url: str, shard: Shard, path: Path) -> None:
+    def _fetch(self, url: str, shard: Content, path: Path) -> None:
         digest, length = hashlib.sha256(), 0
         with atomic_path(path) as temporary:
             with self._lock("room"):

@@ -9,9 +9,12 @@ from io import FileIO
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
+import numpy as np
+
 from hpcm_scale.data.images import BadImage
 from hpcm_scale.data.manifest import NAME, Manifest, Split, is_safe
 from hpcm_scale.data.remote import Cache, is_remote, read_remote
+from hpcm_scale.data.sample_table import TableFile, held, mapped
 from hpcm_scale.errors import DataError
 
 
@@ -92,16 +95,29 @@ def sample_key(name: str) -> str:
     return name.rpartition(".")[0] or name
 
 
-def read_manifest(root: str) -> Manifest:
+def read_manifest(root: str, cache: Cache | None = None) -> Manifest:
     """The manifest of the dataset in a folder or behind a URL.
+
+    Args:
+        cache: where to keep the tables of a large remote dataset, for all processes of a host;
+            without it they are held in memory.
 
     Raises:
         DataError: if there is none, or it is not one.
     """
     if is_remote(root):
-        url = f"{root.rstrip('/')}/{NAME}"
-        return Manifest.loads(read_remote(url), url)
-    path = Path(root) / NAME
+        base = root.rstrip("/")
+
+        def fetched(file: TableFile, dtype: np.dtype) -> np.ndarray:
+            url = f"{base}/{file.name}"
+            if cache is None:
+                return held(read_remote(url), dtype, url)
+            with cache.open(url, file) as stream:
+                return mapped(stream, dtype, url)
+
+        return Manifest.loads(read_remote(f"{base}/{NAME}"), f"{base}/{NAME}", fetched)
+    folder = Path(root)
+    path = folder / NAME
     try:
         text = path.read_bytes()
     except (FileNotFoundError, NotADirectoryError):
@@ -111,7 +127,23 @@ def read_manifest(root: str) -> Manifest:
         ) from None
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error})") from None
-    return Manifest.loads(text, str(path))
+
+    def opened(file: TableFile, dtype: np.dtype) -> np.ndarray:
+        place = folder / file.name
+        try:
+            with place.open("rb") as stream:
+                size = os.fstat(stream.fileno()).st_size
+                if size != file.bytes:
+                    raise DataError(
+                        f"{place}: has {size} bytes, {NAME} says {file.bytes}; copy it again"
+                    )
+                return mapped(stream, dtype, str(place))
+        except OSError as error:
+            raise DataError(
+                f"{place}: cannot be read ({error.strerror}), but {NAME} needs it; copy both"
+            ) from None
+
+    return Manifest.loads(text, str(path), opened)
 
 
 def check_files(root: str, split: Split) -> None:
@@ -175,6 +207,7 @@ class ShardReader:
                 file = self.cache.open(f"{self.root.rstrip('/')}/{shard.path}", shard)
             else:
                 file = (Path(self.root) / shard.path).open("rb", buffering=0)
+            shard.require_inside(f"{self.root}/{NAME}")
             self._open[number] = file
             if len(self._open) > self.limit:
                 self._open.popitem(last=False)[1].close()

@@ -92,13 +92,14 @@ class TrainStream:
         require_divisor(data.streams, world_size, data.workers)
         self.data, self.seed, self.global_batch = data, seed, global_batch
         self.rank, self.world_size = rank, world_size
-        self.split = read_manifest(data.train).split("train", data.train)
+        self.cache = _cache_for(data, data.train)
+        self.split = read_manifest(data.train, self.cache).split("train", data.train)
         require_size(self.split.smallest_side(), data.crop, data.train)
         check_files(data.train, self.split)
         self.order = Order(
             [shard.samples for shard in self.split.shards], data.streams, seed, data.shuffle_buffer
         )
-        self.cache = _cache_for(data, data.train, self.split, data.streams // world_size)
+        _require_room(data, data.train, self.split, data.streams // world_size)
         self.step = 0
         self.consumed = 0  # samples, over all ranks
         self.bad = 0  # undecodable samples this rank has met since it started
@@ -273,23 +274,24 @@ def _shards_at_once(data: DataConfig, split: Split, streams: int) -> int:
     return min(streams * block, len(split.shards))
 
 
-def _cache_for(data: DataConfig, root: str, split: Split, streams: int) -> Cache | None:
-    """The shard cache of a rank that reads `streams` streams of `root`; None for a local folder.
+def _cache_for(data: DataConfig, root: str) -> Cache | None:
+    """What of a dataset behind a URL is kept on this host; None for a local folder."""
+    return Cache(data.cache, int(data.cache_gb * 1e9)) if is_remote(root) else None
 
-    Raises:
-        DataError: if it could not hold the shards read at a time.
+
+def _require_room(data: DataConfig, root: str, split: Split, streams: int) -> None:
     """
-    if not is_remote(root):
-        return None
-    bound = int(data.cache_gb * 1e9)
+    Raises:
+        DataError: if the cache could not hold the shards that a rank which reads `streams` streams
+            of a URL reads at a time.
+    """
     largest = max(shard.bytes for shard in split.shards)
     at_once = _shards_at_once(data, split, streams)
-    if largest * at_once > bound:
+    if is_remote(root) and largest * at_once > int(data.cache_gb * 1e9):
         raise DataError(
             f"data.cache_gb: {data.cache_gb} cannot hold the {at_once} shards that a rank reads "
             f"at a time; give {largest * at_once / 1e9:.3g} for each rank of the host"
         )
-    return Cache(data.cache, bound)
 
 
 @dataclass
@@ -344,13 +346,15 @@ class _SplitImages:
     """The images of a packed split."""
 
     def __init__(self, data: DataConfig, root: str, name: str) -> None:
-        manifest = read_manifest(root)
+        cache = _cache_for(data, root)
+        manifest = read_manifest(root, cache)
         if root == data.val and name not in manifest.splits():
             name = "train"  # a dataset given for validation alone need not have been split
         self.split = manifest.split(name, root)
         check_files(root, self.split)
         self.samples = self.split.samples
-        self.reader = ShardReader(root, self.split, 1, _cache_for(data, root, self.split, 1))
+        _require_room(data, root, self.split, 1)
+        self.reader = ShardReader(root, self.split, 1, cache)
 
     def named(self, sample: int) -> tuple[str, str]:
         """Key, and location for messages."""

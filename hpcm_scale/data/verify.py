@@ -38,6 +38,10 @@ def verify(root: str, jobs: int | None = None, console: Console | None = None) -
     manifest = read_manifest(root)
     folder = Path(root)
     problems = []
+    for table in manifest.tables:
+        with (folder / table.name).open("rb") as stream:
+            if sha256_of(stream) != table.sha256:
+                problems.append(Problem(table.name, None, "its SHA-256 is not the manifest's"))
     with ProcessPoolExecutor(jobs or len(os.sched_getaffinity(0))) as pool:
         checks = pool.map(_check_shard, [folder] * len(manifest.shards), manifest.shards)
         for found in track(
