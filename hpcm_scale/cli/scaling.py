@@ -27,7 +27,8 @@ LONGEST = typer.Option(False, "--longest-first", help="Fills --jobs better than 
 @app.command()
 def fit(
     runs: list[Path] = typer.Argument(
-        help="Run folders, folders of them, or tables: .csv, .tsv, .json, .jsonl, .parquet."
+        help="Run folders, folders of them, or runs of other programs: tables (.csv, .tsv, .json, "
+        ".jsonl, .parquet), folders of TensorBoard events or of W&B's offline runs."
     ),
     out: Path = typer.Option(Path("report"), "-o", "--out", help="Where the report goes."),
     size: str = typer.Option("total", help="What N counts: total, transform, hyper or context."),

@@ -1,4 +1,4 @@
-"""Tables of finished runs, one a row, as spreadsheets and trackers export them.
+"""Tables of finished runs, one a row, as spreadsheets and trackers keep or export them.
 
 Columns are named by their reader or known by the names that are usual for them.
 """
@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 
 from hpcm_scale.errors import RunError, one_line, printable
+from hpcm_scale.runs.nested import flat
+from hpcm_scale.runs.tracker_folders import is_tracker_folder, rows_of
 
 SUFFIXES = (".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet")
 LARGEST_FILE = 1 << 30
@@ -86,8 +88,8 @@ class RunTable:
 
 
 def is_table(path: Path | str) -> bool:
-    """Whether a path is named like a table of runs."""
-    return Path(path).suffix.lower() in SUFFIXES
+    """Whether a path is named like a table of runs, or a folder of a tracker's runs."""
+    return Path(path).suffix.lower() in SUFFIXES or is_tracker_folder(path)
 
 
 def read_tables(
@@ -125,7 +127,9 @@ def read_tables(
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of a file, nested fields under dotted names."""
+    """The rows of a file or tracker's folder, nested fields under dotted names."""
+    if path.is_dir():
+        return rows_of(path)
     try:
         if path.stat().st_size > LARGEST_FILE:
             raise RunError(f"{path}: is over 1 GiB, which no table of runs is")
@@ -160,22 +164,14 @@ def _json(text: str) -> list[dict[str, Any]]:
         values = lists[0] if len(lists) == 1 else [values]
     if not isinstance(values, list) or not all(isinstance(row, dict) for row in values):
         raise ValueError("not a list of objects")
-    return [dict(_flat(row)) for row in values]
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
-    for key, value in values.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
+    return [dict(flat(row)) for row in values]
 
 
 def _parquet(path: Path) -> list[dict[str, Any]]:
     from pyarrow import ArrowException, parquet
 
     try:
-        return [dict(_flat(row)) for row in parquet.read_table(path).to_pylist()]
+        return [dict(flat(row)) for row in parquet.read_table(path).to_pylist()]
     except ArrowException as error:
         raise ValueError(str(error)) from None
 

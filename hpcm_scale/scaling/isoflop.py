@@ -65,9 +65,9 @@ def isoflop(
     slices = []
     for budget, losses in zip(budgets, table, strict=True):
         here = np.isfinite(losses)
-        parabola, optimum = _parabola(n[here], losses[here], np.ones((1, here.sum())))
+        curve, optimum = parabola(n[here], losses[here], np.ones((1, here.sum())))
         best = None if np.isnan(optimum[0]) else float(optimum[0])
-        slices.append(Slice(float(budget), n[here], losses[here], parabola[0], best))
+        slices.append(Slice(float(budget), n[here], losses[here], curve[0], best))
     cautions = [] if len(at_ends) else [MID_SCHEDULE]
     bracketed = [s for s in slices if s.optimum is not None]
     if len(bracketed) < 3:
@@ -81,9 +81,9 @@ def isoflop(
     optima = []
     for losses in table:
         here = np.isfinite(losses)
-        optima.append(_parabola(n[here], losses[here], counts[:, here].astype(float))[1])
-    samples = _slopes(np.log(budgets), np.log(np.array(optima)))
-    point = _slopes(np.log([s.flops for s in bracketed]), np.log([[s.optimum] for s in bracketed]))
+        optima.append(parabola(n[here], losses[here], counts[:, here].astype(float))[1])
+    samples = slopes(np.log(budgets), np.log(np.array(optima)))
+    point = slopes(np.log([s.flops for s in bracketed]), np.log([[s.optimum] for s in bracketed]))
     if len(runs) < FEW_RUNS:
         cautions = [*cautions, f"its interval resamples {len(runs)} runs: too narrow"]
     held = np.isfinite(samples)
@@ -114,7 +114,7 @@ def _shared_range(n: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> np.nda
     return np.geomspace(held[0], held[-1], BUDGETS)
 
 
-def _parabola(
+def parabola(
     n: np.ndarray, losses: np.ndarray, weights: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Weighted least squares of losses on log N.
@@ -138,7 +138,7 @@ def _parabola(
     return p, np.where(inside, np.exp(np.where(inside, bottom, 0) + np.log(n).mean()), np.nan)
 
 
-def _slopes(log_c: np.ndarray, log_n: np.ndarray) -> np.ndarray:
+def slopes(log_c: np.ndarray, log_n: np.ndarray) -> np.ndarray:
     """(B,) slopes of the columns of log_n (slices, B), NaN where under three are finite."""
     held = np.isfinite(log_n)
     count = held.sum(axis=0)

@@ -159,9 +159,10 @@ def table_json(study: TableStudy) -> dict[str, Any]:
                 "label": family.table.label,
                 "runs": len(family.table),
                 "laws": [_law(law) for law in family.laws],
-                "rolling_hold_out": {
+                "hold_outs": {
                     name: [vars(part) for part in parts] for name, parts in family.hold_outs.items()
                 },
+                "approach_2": [vars(found) for found in family.displacements],
                 "cautions": family.cautions,
             }
             for family in study.families

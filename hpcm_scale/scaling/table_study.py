@@ -2,16 +2,17 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
 from scipy import optimize, stats
 
 from hpcm_scale.runs.run_table import RunTable
+from hpcm_scale.scaling.approach_two import Displacement, displacement
 from hpcm_scale.scaling.bootstrap import percentiles
 from hpcm_scale.scaling.data_selection import Design
 from hpcm_scale.scaling.fit_results import FittedLaw, Law, Settings
+from hpcm_scale.scaling.isoflop import Cost
 from hpcm_scale.scaling.laws import fit_law
 from hpcm_scale.scaling.power_law import Interval, NotFittable
 from hpcm_scale.scaling.study import fit_design
@@ -20,13 +21,17 @@ from hpcm_scale.scaling.variable_projection import HIGHEST_EXPONENT, LOWEST_EXPO
 STANDING_OUT = 4.0
 """Residuals so many robust standard deviations from the law are named."""
 PARTS = 6
-"""A rolling hold-out cuts the runs, ordered by size, into so many parts."""
+"""A hold-out cuts the runs, ordered by size, into so many parts."""
+DESIGNS = ((4.0, 1.0), (16.0, 1.0), (16.0, 4.0))
+"""Reach and drift of the sizes for which Approach 2 is looked at."""
 
 
 @dataclass(frozen=True)
 class HoldOut:
-    """Runs of the next larger sizes, predicted from all smaller ones."""
+    """Some sizes predicted from others: from all smaller ones, or from all others."""
 
+    kind: str
+    """smaller or others: what they are predicted from."""
     fitted: int
     """Runs fitted."""
     low: float
@@ -38,6 +43,8 @@ class HoldOut:
     """Mean of predicted / measured - 1."""
     error: float
     """Root mean square of the same."""
+    exponent: float
+    """First exponent of the law that predicts them."""
 
 
 @dataclass
@@ -49,6 +56,8 @@ class TableFamily:
     hold_outs: dict[str, list[HoldOut]] = field(default_factory=dict)
     """By law."""
     cautions: list[str] = field(default_factory=list)
+    displacements: list[Displacement] = field(default_factory=list)
+    """What Approach 2 would make of the law L(N, D), on budgets as these runs had."""
 
     @property
     def fitted(self) -> list[FittedLaw]:
@@ -127,7 +136,9 @@ def _family(whole: RunTable, settings: Settings) -> TableFamily:
         laws.append(_law("L(C)", table, [c], settings, ("FLOP count",), said))
     family = TableFamily(whole, laws)
     for law in family.fitted:
-        family.hold_outs[law.name] = rolling_hold_out(law)
+        family.hold_outs[law.name] = hold_outs(law)
+        if law.name == "L(N, D)" and whole.c is not None:
+            family.displacements = _displacements(law, whole.c)
         law.cautions += _standing_out(law)
     if whole.differing:
         family.cautions.append(
@@ -157,31 +168,54 @@ def _frontier(c: np.ndarray, loss: np.ndarray) -> np.ndarray:
     return np.sort(order[loss[order] < before])
 
 
-def rolling_hold_out(law: FittedLaw) -> list[HoldOut]:
-    """Fit the smallest runs, predict the next larger ones, and so on to the largest."""
-    x, y = law.fit.points.x, law.y
-    sizes = np.unique(x[0])
+def hold_outs(law: FittedLaw) -> list[HoldOut]:
+    """Predict sizes from smaller ones, part by part to the largest, then each part from the others.
+
+    A law that only interpolates fails the former; one that hangs on a part, the latter.
+    """
+    sizes = np.unique(law.fit.points.x[0])
     parts = np.array_split(sizes, min(PARTS, len(sizes)))
-    out = []
-    for fitted, following in pairwise(range(len(parts))):
-        small = x[0] <= parts[fitted][-1]
-        ahead = (x[0] >= parts[following][0]) & (x[0] <= parts[following][-1])
-        try:
-            fit = fit_law(x[:, small], y[small], confidence=law.fit.confidence)
-        except NotFittable:
-            continue
-        errors = fit.law(*x[:, ahead]) / y[ahead] - 1
-        out.append(
-            HoldOut(
-                int(small.sum()),
-                float(x[0][ahead].min()),
-                float(x[0][ahead].max()),
-                int(ahead.sum()),
-                float(errors.mean()),
-                float(np.sqrt((errors**2).mean())),
-            )
-        )
-    return out
+    x = law.fit.points.x[0]
+    masks = [(x >= part[0]) & (x <= part[-1]) for part in parts]
+    found = [
+        _held_out(law, "smaller", x <= before[-1], mask)
+        for before, mask in zip(parts, masks[1:], strict=False)
+    ]
+    found += [_held_out(law, "others", ~mask, mask) for mask in masks]
+    return [part for part in found if part is not None]
+
+
+def _held_out(
+    law: FittedLaw, kind: str, fitted: np.ndarray, predicted: np.ndarray
+) -> HoldOut | None:
+    """Some runs predicted from others; None where these carry no law."""
+    x, y = law.fit.points.x, law.y
+    try:
+        fit = fit_law(x[:, fitted], y[fitted], confidence=law.fit.confidence)
+    except NotFittable:
+        return None
+    errors = fit.law(*x[:, predicted]) / y[predicted] - 1
+    return HoldOut(
+        kind,
+        int(fitted.sum()),
+        float(x[0][predicted].min()),
+        float(x[0][predicted].max()),
+        int(predicted.sum()),
+        float(errors.mean()),
+        float(np.sqrt((errors**2).mean())),
+        float(fit.law.exponents[0]),
+    )
+
+
+def _displacements(law: FittedLaw, c: np.ndarray) -> list[Displacement]:
+    """What Approach 2 would find of a law L(N, D), within the budgets of its runs."""
+    n, d = law.fit.points.x
+    power, factor = np.polyfit(np.log(n), np.log(c / d), 1)
+    cost = Cost(float(np.exp(factor)), float(power), 0.0)
+    return [
+        displacement(law.fit.law, cost, float(c.min()), float(c.max()), reach, drift)
+        for reach, drift in DESIGNS
+    ]
 
 
 def _standing_out(law: FittedLaw) -> list[str]:

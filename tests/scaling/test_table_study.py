@@ -32,8 +32,13 @@ def test_only_sizes_and_losses_give_a_law_of_size():
     low, high = law.fit.interval("alpha").ends
     assert low < 0.2 < high
     parts = family.hold_outs["L(N)"]
-    assert [part.fitted for part in parts] == sorted(part.fitted for part in parts)
-    assert all(part.error < 0.05 for part in parts)
+    rolling = [part for part in parts if part.kind == "smaller"]
+    assert [part.fitted for part in rolling] == sorted(part.fitted for part in rolling)
+    assert all(part.error < 0.05 for part in rolling)
+    left_out = [part for part in parts if part.kind == "others"]
+    assert sum(part.runs for part in left_out) == 12  # each once
+    assert all(part.fitted + part.runs == 12 for part in left_out)
+    assert all(abs(part.exponent - 0.2) < 0.05 for part in left_out)
 
 
 def test_equal_exponents_are_told_from_different_ones():
@@ -49,6 +54,18 @@ def test_equal_exponents_are_told_from_different_ones():
     assert interval.low < (500 / 30) ** 5 < interval.high
     assert at == pytest.approx((500 / 30) ** 5, rel=0.3)
     assert share > 0.9
+
+
+def test_a_part_that_bends_the_law_shows_in_its_hold_out():
+    """Left out, the smallest runs are predicted badly, and the exponent moves."""
+    table = drawn("a", 1.5, 30, 0.2)
+    table.loss[:2] *= 1.3
+    (family,) = table_study([table], [], SETTINGS, None).families
+    left_out = [p for p in family.hold_outs["L(N)"] if p.kind == "others"]
+    assert left_out[0].bias < -0.1
+    assert all(abs(part.bias) < abs(left_out[0].bias) / 2 for part in left_out[1:])
+    assert left_out[0].exponent == pytest.approx(0.2, abs=0.05)
+    assert abs(left_out[-1].exponent - 0.2) > 0.05
 
 
 def test_runs_that_stand_out_and_conditions_are_told():
