@@ -1,7 +1,7 @@
 """Rate-distortion curves from an evaluation's rows, and how they compare."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Self
 
 import numpy as np
@@ -17,6 +17,9 @@ METHODS: tuple[Method, ...] = ("pchip", "akima", "cubic")
 AVERAGED = (
     "bytes", "bpp", "psnr", "ms_ssim", "ms_ssim_db", "encode_seconds", "decode_seconds",
 )  # fmt: skip
+
+DRAWS = 500
+"""Times that pictures are drawn anew."""
 
 Coded = Mapping[tuple[str, str], Mapping[str, ResultRow]]
 """Row of each picture, by curve and setting."""
@@ -73,6 +76,9 @@ class Delta:
     """Reason why there is no figure."""
     caution: str | None = None
     """Reason why the figures say little."""
+    interval: tuple[float, float] | None = None
+    """95 % of `bd_rate` over pictures drawn anew, the same for both curves: how it depends on the
+    choice of pictures. None where a curve was not measured here, or draws often give no figure."""
 
 
 @dataclass(frozen=True)
@@ -143,7 +149,10 @@ def assess(
         failures,
         [_named(*setting) for setting, done in by_setting.items() if not done],
         anchor,
-        deltas(curves, anchor),
+        [
+            replace(delta, interval=_interval(delta, anchor, settings, coded, images, left_out))
+            for delta in deltas(curves, anchor)
+        ],
         sorted({row["machine"] for done in coded.values() for row in done.values()}),
         left_out,
     )
@@ -264,3 +273,46 @@ def _delta(anchor: Curve, curve: Curve, metric: str, method: Method) -> Delta:
     if rate is not None and share < LEAST_OVERLAP:
         caution = f"the curves share {share:.1%} of the wider one's range of quality"
     return Delta(curve.name, metric, method, rate, difference, refused, caution)
+
+
+def _interval(
+    delta: Delta,
+    anchor: str,
+    settings: Sequence[Setting],
+    coded: Coded,
+    images: Sequence[str],
+    left_out: Mapping[str, LeftOut],
+) -> tuple[float, float] | None:
+    """`Delta.interval` of one curve against the anchor."""
+    lacking = left_out.get(delta.metric, LeftOut([], []))
+    counted = [image for image in images if image not in lacking.images]
+    if delta.bd_rate is None or delta.method != "pchip" or len(counted) < 2:
+        return None
+    pair = []
+    for name in (anchor, delta.curve):
+        rows = [
+            [coded[name, s.name][image] for image in counted]
+            for s in settings
+            if s.curve == name
+            and (name, s.name) in coded
+            and _named(name, s.name) not in lacking.settings
+        ]
+        if not rows:
+            return None
+        # (settings, pictures) of rates and qualities
+        pair += [
+            np.array([[row[key] for row in line] for line in rows], float)
+            for key in ("bpp", delta.metric)
+        ]
+    rng = np.random.default_rng(0)
+    values = []
+    for _ in range(DRAWS):
+        drawn = rng.integers(len(counted), size=len(counted))
+        try:
+            values.append(bd_rate(*(part[:, drawn].mean(axis=1) for part in pair)))
+        except RunError:
+            values.append(np.nan)
+    if np.isnan(values).mean() > 0.05:
+        return None
+    low, high = np.nanpercentile(values, [2.5, 97.5])
+    return float(low), float(high)

@@ -105,7 +105,10 @@ def measured_table(report: Report) -> Table:
                 *(summary if i == 0 else ("", "")),
             )
         table.add_section()
-    lines = [
+    lines = ["BD-rates in brackets: 95 % over pictures drawn anew."] * any(
+        delta.interval is not None for delta in by_pchip.values()
+    )
+    lines += [
         f"Wall times; peak memory of the process, libraries included. {machine}"
         for machine in report.machines
     ]
@@ -120,7 +123,10 @@ def _delta(delta: Delta) -> tuple[str, str | None]:
         return "refused", f"refused: {where}: {delta.refused}"
     if delta.caution is not None:
         return f"{delta.bd_rate:+.2f} % (!)", f"(!) {where}: {delta.caution}"
-    return f"{delta.bd_rate:+.2f} %", None
+    sure = ""
+    if delta.interval is not None:
+        sure = f" ({delta.interval[0]:+.1f} … {delta.interval[1]:+.1f})"
+    return f"{delta.bd_rate:+.2f} %{sure}", None
 
 
 def points_table(curves: Sequence[Curve], anchor: str) -> Table:

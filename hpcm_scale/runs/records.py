@@ -1,7 +1,7 @@
 """Run folders in, plain arrays out: the only files read are run.json and metrics.jsonl."""
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -11,6 +11,7 @@ import numpy as np
 from hpcm_scale.errors import RunError
 from hpcm_scale.runs.metrics_log import FILE as METRICS
 from hpcm_scale.runs.metrics_log import MetricsLog
+from hpcm_scale.runs.nested import flat
 from hpcm_scale.runs.run_record import FILE, RunRecord, checked_field
 from hpcm_scale.units import psnr
 
@@ -20,6 +21,12 @@ CURVE_FIELDS = ("step", "crops", "flops", "loss", "bpp", "mse")
 
 # Two runs that differ in one of these are not two sizes of one family.
 FAMILY_FIELDS = ("architecture", "schedule", "hierarchical", "hyper_alignment", "fusion")
+CONDITIONS = (
+    *("data.train", "data.val", "data.crop", "data.flips", "batch", "precision", "init"),
+    *("optimizer.type", "optimizer.schedule", "optimizer.decay_fraction", "optimizer.ema"),
+    *("optimizer.weight_decay", "optimizer.grad_clip_norm"),
+)
+"""Fields of a run's configuration that should not differ between the runs of a law."""
 
 
 @dataclass(frozen=True)
@@ -64,14 +71,6 @@ class Records:
 
     runs: tuple[Run, ...]
     skipped: tuple[str, ...]
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in values.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 def _validation_rows(folder: Path) -> tuple[list[dict[str, float]], list[str]]:
@@ -137,7 +136,7 @@ def read_run(folder: Path | str) -> Run:
         parameters=parameters,
         train_flops_per_crop=record.positive("flops_per_image.train"),
         curve={f: np.array([r[f] for r in rows]) for f in CURVE_FIELDS},
-        config=dict(_flat(record.field("config", dict))),
+        config=dict(flat(record.field("config", dict))),
         git_commit=str(record.values.get("git_commit", "")),
         started=str(record.values.get("started", "")),
         notes=tuple(notes),
@@ -197,3 +196,29 @@ def families(runs: Iterable[Run]) -> dict[str, list[Run]]:
         label += "".join(f", {FAMILY_FIELDS[i]} {run.family[i]}" for i in varying)
         groups.setdefault(label, []).append(run)
     return groups
+
+
+def differing_conditions(runs: Sequence[Run]) -> list[str]:
+    """Conditions that differ between some runs, each with the number of its values.
+
+    A field that one of them lacks came with a later version and tells nothing.
+    """
+    found = []
+    for name in CONDITIONS:
+        values = {str(run.config[name]) for run in runs if name in run.config}
+        if len(values) > 1:
+            found.append(f"{name} ({len(values)} values)")
+    return found
+
+
+def without_copies(records: Records) -> Records:
+    """One of each run: two never end at the same loss to the last digit."""
+    kept: dict[tuple, Run] = {}
+    copies = []
+    for run in records.runs:
+        last = run.final
+        key = (run.parameters["total"], run.lmbda, last["loss"], last["bpp"], last["step"])
+        if key in kept:
+            copies.append(f"{run.folder}: is a copy of {kept[key].folder}, to the last digit")
+        kept.setdefault(key, run)
+    return Records(tuple(kept.values()), (*records.skipped, *copies))

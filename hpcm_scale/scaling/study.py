@@ -3,7 +3,14 @@
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from hpcm_scale.runs.records import Records, Run, families, read_runs
+from hpcm_scale.runs.records import (
+    Records,
+    Run,
+    differing_conditions,
+    families,
+    read_runs,
+    without_copies,
+)
 from hpcm_scale.scaling.bootstrap import FEW_RUNS, bootstrap
 from hpcm_scale.scaling.data_selection import Design, equal_images, frontier, size_and_images
 from hpcm_scale.scaling.fit_results import (
@@ -38,11 +45,18 @@ def fit_laws(paths: Iterable[Path | str], settings: Settings | None = None) -> S
 
 def study(records: Records, settings: Settings) -> Study:
     """Fit every law the runs can carry; those they cannot are refused with the reason."""
+    records = without_copies(records)
     notes = [f"left out: {line}" for line in records.skipped]
     notes += [note for run in records.runs for note in run.notes]
     groups = families(records.runs)
     if len(groups) > 1:
         notes.append(f"{len(groups)} families are fitted apart: {'; '.join(groups)}")
+    for label, runs in groups.items():
+        if differing := differing_conditions(runs):
+            notes.append(
+                f"caution, {label}: the runs differ in {', '.join(differing)}; no law is of one of "
+                "these"
+            )
     fitted = [_family(*item, settings) for item in groups.items()]
     return Study(settings, fitted, predicted_curves(fitted, settings), notes)
 

@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 
 from hpcm_scale.errors import RunError
 from hpcm_scale.evaluation.bd_rate import bd_psnr, bd_rate
+from hpcm_scale.evaluation.codecs import Setting
+from hpcm_scale.evaluation.curves import AVERAGED, assess
 from hpcm_scale.evaluation.published import read_points, systems
 
 RATE = np.array([0.1, 0.2, 0.4, 0.8])
@@ -131,3 +133,32 @@ def test_every_published_point_is_read(results: Path):
         (points,) = read_points(str(path))
         assert points.name == f"{values['name']} (published)"
         assert len(points.of("psnr")[0]) == len(values["results"]["bpp"])
+
+
+def test_an_interval_is_of_the_pictures_drawn():
+    """Exact where every picture says the same, wide where they disagree."""
+    images = [f"{i}.png" for i in range(12)]
+
+    def rows(curve: str, factors: np.ndarray) -> list[dict]:
+        return [
+            {
+                **dict.fromkeys(AVERAGED, 1.0), "peak_mib": None, "machine": "here",
+                "curve": curve, "setting": str(q), "image": image, "ms_ssim_db": 10.0 + q,
+                "bpp": (0.1 + 0.02 * i) * 1.5**q * factor, "psnr": 30.0 + q + 0.1 * i,
+            }
+            for q in range(4)
+            for i, (image, factor) in enumerate(zip(images, factors, strict=True))
+        ]  # fmt: skip
+
+    settings = [
+        Setting(curve, str(q), {}, open=lambda: None) for curve in ("jpeg", "a", "b")
+        for q in range(4)
+    ]  # fmt: skip
+    apart = np.where(np.arange(12) % 2, 0.5, 0.9)
+    measured = [*rows("jpeg", np.ones(12)), *rows("a", np.full(12, 0.7)), *rows("b", apart)]
+    found = assess(settings, measured, [], None)
+    by_curve = {d.curve: d for d in found.deltas if (d.metric, d.method) == ("psnr", "pchip")}
+    assert by_curve["a"].interval == pytest.approx((-30, -30), abs=1e-6)
+    low, high = by_curve["b"].interval
+    assert low < by_curve["b"].bd_rate < high
+    assert high - low > 5

@@ -63,6 +63,9 @@ def test_an_evaluation_is_of_real_files(
     assert len(list(csv.DictReader((out / "images.csv").open()))) == len(rows)
     deltas = {(d["curve"], d["metric"], d["method"]): d for d in report["deltas"]}
     assert deltas["webp", "psnr", "pchip"]["bd_rate"] < 0
+    low, high = deltas["webp", "psnr", "pchip"]["interval"]
+    assert low < deltas["webp", "psnr", "pchip"]["bd_rate"] < high
+    assert "95 % over pictures drawn anew" in said
     assert report["anchor"] == "jpeg"
     for name in ("rd-psnr", "rd-ms-ssim"):
         assert Image.open(out / f"{name}.png").size == (1080, 750)

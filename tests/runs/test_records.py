@@ -1,11 +1,18 @@
 """What the reader takes from a run folder, and what it says when it cannot."""
 
 import json
+import shutil
 
 import pytest
 
 from hpcm_scale.errors import RunError
-from hpcm_scale.runs.records import families, read_run, read_runs
+from hpcm_scale.runs.records import (
+    differing_conditions,
+    families,
+    read_run,
+    read_runs,
+    without_copies,
+)
 
 
 def test_a_torn_last_line_is_left_out_and_reported(write_run):
@@ -102,3 +109,21 @@ def test_a_folder_without_runs_is_one_clear_error(tmp_path):
         read_runs([tmp_path])
     with pytest.raises(RunError, match="does not exist"):
         read_runs([tmp_path / "nowhere"])
+
+
+def test_conditions_that_differ_are_named(write_run):
+    same = {"batch": 8, "data": {"val": "kodak", "crop": 256}}
+    for size, config in ((1000, same), (2000, same), (4000, {"batch": 16, "data": same["data"]})):
+        write_run(size, config=config)
+    write_run(8000)  # of a version that recorded none of these
+    runs = read_runs([write_run(16000, config=same).parent]).runs
+    assert differing_conditions(runs) == ["batch (2 values)"]
+
+
+def test_a_copied_folder_is_left_out(write_run, tmp_path):
+    first = write_run(1000)
+    write_run(2000)
+    shutil.copytree(first, first.with_name("zcopy"))
+    kept = without_copies(read_runs([first.parent]))
+    assert sorted(run.parameters["total"] for run in kept.runs) == [1000, 2000]
+    assert "zcopy: is a copy of" in kept.skipped[0]

@@ -26,6 +26,7 @@ def write_run(tmp_path: Path) -> WriteRun:
         loss: float | None = None,
         model: dict | None = None,
         folder: str | None = None,
+        config: dict | None = None,
     ) -> Path:
         rng = np.random.default_rng((seed, parameters, images))
         name = folder or f"n{parameters}-d{images}-s{seed}-l{lmbda}"
@@ -38,6 +39,7 @@ def write_run(tmp_path: Path) -> WriteRun:
                 "seed": seed,
                 "loss": {"lmbda": lmbda, "distortion": "mse"},
                 "model": {"architecture": "hpcm", **(model or {})},
+                **(config or {}),
             },
             "parameters": {
                 "total": parameters,
