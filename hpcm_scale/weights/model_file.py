@@ -21,7 +21,6 @@ from torch import Tensor
 
 from hpcm_scale.config import ModelConfig
 from hpcm_scale.entropy.exact.parameters import check_exact
-from hpcm_scale.entropy.table_building import build_tables
 from hpcm_scale.entropy.tables import Tables
 from hpcm_scale.errors import CheckpointError, one_line
 from hpcm_scale.models.codec_network import CodecNetwork
@@ -227,6 +226,9 @@ def _tables_for(
     source: str,
 ) -> Tables:
     """The coding tables of a network: of its parameters, only those of the z prior are taken."""
+    # Coding reads tables and makes none: SciPy is a tenth of what a small picture costs.
+    from hpcm_scale.entropy.table_building import build_tables
+
     network = build_on_meta(config, source)
     prior = {
         name: torch.from_numpy(values_of(state_dict, name, shapes, source))
