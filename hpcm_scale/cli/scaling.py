@@ -47,6 +47,12 @@ def fit(
     ),
     c: str = typer.Option(None, "--c", help="Column of training FLOPs.", rich_help_panel=TABLES),
     loss: str = typer.Option(None, "--loss", help="Column of losses.", rich_help_panel=TABLES),
+    batch: str = typer.Option(
+        None,
+        "--batch",
+        help="Column of data a step, in the unit of --d: fits steps and batch apart.",
+        rich_help_panel=TABLES,
+    ),
     group: str = typer.Option(
         None, "--group", help="Column of families: each has its own law.", rich_help_panel=TABLES
     ),
@@ -75,7 +81,7 @@ def fit(
     if size not in SIZE_PARTS:
         raise RunError(f"--size: {size!r} is not one of {', '.join(SIZE_PARTS)}")
     settings = Settings(size, target_size, budget, confidence, seed_noise, bootstraps)
-    columns = Columns(n, d, c, loss, group)
+    columns = Columns(n, d, c, loss, batch, group)
     tables = [path for path in runs if is_table(path)]
     if tables and len(tables) < len(runs):
         raise RunError("tables and run folders are fitted apart: give one kind at a time")

@@ -27,6 +27,7 @@ USUAL = {
     "d": "tokens ntokens numtokens traintokens trainingtokens totaltokens crops images samples "
     "trainsamples examples datasize d",
     "c": "flops flop trainflops trainingflops trainingflop trainflop totalflops compute c",
+    "batch": "batch batchsize globalbatch globalbatchsize tokensperbatch cropsperbatch",
     "loss": "loss valloss validationloss evalloss finalloss testloss lossval evalvalloss "
     "valceloss ce l",
     "group": "family architecture arch group",
@@ -45,7 +46,7 @@ _NUMBER = re.compile(r"([0-9.,]+(?:e[+-]?[0-9]+)?)([kmbgt]?)", re.IGNORECASE)
 
 @dataclass(frozen=True)
 class Columns:
-    """Names of a table's columns; None: guessed, or, for d, c and group, not there."""
+    """Names of a table's columns; None: guessed, or, for d, c, batch and group, not there."""
 
     n: str | None = None
     """Parameters."""
@@ -54,6 +55,8 @@ class Columns:
     c: str | None = None
     """Training FLOPs."""
     loss: str | None = None
+    batch: str | None = None
+    """Data of a step, in the unit of d."""
     group: str | None = None
     """Family of the run: each has a law of its own."""
 
@@ -76,15 +79,20 @@ class RunTable:
     """(runs,) final losses."""
     differing: list[str]
     """Columns of conditions that differ between these runs."""
+    batch: np.ndarray | None = None
+    """(runs,) data of a step."""
 
     def __len__(self) -> int:
         return len(self.loss)
 
     def kept(self, rows: np.ndarray) -> "RunTable":
         """Some of the runs, by number or mask."""
-        n, d, c = (None if x is None else x[rows] for x in (self.n, self.d, self.c))
+        parts = {
+            part: None if (x := getattr(self, part)) is None else x[rows]
+            for part in ("n", "d", "c", "batch")
+        }
         names = np.array(self.names, object)[rows].tolist()
-        return replace(self, names=names, n=n, d=d, c=c, loss=self.loss[rows])
+        return replace(self, names=names, loss=self.loss[rows], **parts)
 
 
 def is_table(path: Path | str) -> bool:
@@ -209,7 +217,7 @@ def _found(rows: Sequence[Mapping[str, Any]], columns: Columns, source: str) -> 
 
 
 def _told(found: Mapping[str, str]) -> str:
-    symbols = {"n": "N", "d": "D", "c": "C", "loss": "loss", "group": "family"}
+    symbols = {"n": "N", "d": "D", "c": "C", "loss": "loss", "batch": "batch", "group": "family"}
     return ", ".join(f"{symbols[part]} is {printable(name)!r}" for part, name in found.items())
 
 
@@ -240,13 +248,16 @@ def _records(
             continue
         values: dict[str, Any] = {
             part: number_of(row.get(found[part]))
-            for part in ("n", "d", "c", "loss")
+            for part in ("n", "d", "c", "batch", "loss")
             if part in found
         }
+        # Only the law of batches asks for them.
+        if (batch := values.get("batch")) is None or not (math.isfinite(batch) and batch > 0):
+            values["batch"] = None
         bad = [
             part
             for part, value in values.items()
-            if value is None or not math.isfinite(value) or value <= 0
+            if part != "batch" and (value is None or not math.isfinite(value) or value <= 0)
         ]
         if bad:
             left[f"{found[bad[0]]!r} is no number above 0"] += 1
@@ -256,7 +267,8 @@ def _records(
         conditions = {
             column: str(value)
             for column, value in row.items()
-            if CONDITIONS.search(_plain(column)) and column not in found.values()
+            if CONDITIONS.search(_plain(column))
+            and column not in (found[part] for part in found if part != "batch")
         }
         unit = found.get("d", "data").rpartition(".")[2]
         kept.append(values | {"group": group, "name": name, "unit": unit, "conditions": conditions})
@@ -296,4 +308,5 @@ def _table(label: str, records: Sequence[Mapping[str, Any]]) -> RunTable:
         column("c"),
         loss,
         differing,
+        column("batch"),
     )

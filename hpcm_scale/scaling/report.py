@@ -9,6 +9,7 @@ from hpcm_scale.files import atomic_write
 from hpcm_scale.scaling import html_report, plots
 from hpcm_scale.scaling.fit_results import Family, Law, Prediction, Study, UnfittedLaw
 from hpcm_scale.scaling.table_study import TableStudy
+from hpcm_scale.scaling.three_term import NAMES, ThreeTermLaw
 
 
 def law_json(study: Study) -> dict[str, Any]:
@@ -163,6 +164,7 @@ def table_json(study: TableStudy) -> dict[str, Any]:
                     name: [vars(part) for part in parts] for name, parts in family.hold_outs.items()
                 },
                 "approach_2": [vars(found) for found in family.displacements],
+                "size_steps_batch": _batches(family.batches),
                 "cautions": family.cautions,
             }
             for family in study.families
@@ -186,6 +188,17 @@ def table_json(study: TableStudy) -> dict[str, Any]:
             for comparison in study.comparisons
         ],
         "notes": study.notes,
+    }
+
+
+def _batches(law: ThreeTermLaw | str | None) -> dict[str, Any] | None:
+    if law is None or isinstance(law, str):
+        return None if law is None else {"refused": law}
+    return {
+        "parameters": dict(zip(NAMES, law.parameters.tolist(), strict=True)),
+        "intervals": {name: vars(law.interval(name)) for name in NAMES},
+        "rms_relative_residual": law.error,
+        "best_batch_exponent": law.batch_exponent()[0],
     }
 
 

@@ -9,6 +9,7 @@ from rich.text import Text
 from hpcm_scale.scaling import report_text
 from hpcm_scale.scaling.fit_results import Family, FittedLaw, Settings, Study, UnfittedLaw
 from hpcm_scale.scaling.table_study import TableFamily, TableStudy
+from hpcm_scale.scaling.three_term import NAMES
 
 
 def summary(study: Study) -> Iterator[RenderableType]:
@@ -55,6 +56,7 @@ def table_summary(study: TableStudy) -> Iterator[RenderableType]:
         yield from _laws(family.fitted, study.settings)
         yield from _hold_outs(family)
         yield from _approach_two(family)
+        yield from _batches(family)
         for law in family.laws:
             if isinstance(law, UnfittedLaw):
                 yield Text(f"{law.label} refused: {law.refusal}", style="red")
@@ -106,3 +108,26 @@ def _approach_two(family: TableFamily) -> Iterator[RenderableType]:
             f"by {moving.drift:g}x",
             style="dim",
         )
+
+
+def _batches(family: TableFamily) -> Iterator[RenderableType]:
+    law = family.batches
+    if isinstance(law, str):
+        yield Text(f"the law of size, steps and batch refused: {law}", style="red")
+    elif law is not None:
+        shown = (
+            f"{name} {value:.4g} ({report_text.span(law.interval(name))})"
+            for name, value in zip(NAMES, law.parameters, strict=True)
+        )
+        yield Text(f"loss = E + A N^-alpha + B steps^-beta + C batch^-gamma: {', '.join(shown)}")
+        yield Text(f"rms of relative residuals {law.error:.2%}; intervals over resampled runs")
+        exponent, sure = law.batch_exponent()
+        line = f"the best batch grows as D^{exponent:.3f} ({report_text.span(sure)})"
+        if family.table.d is not None:
+            data = float(family.table.d.max())
+            best, interval = law.best_batch(data)
+            line += (
+                f"; for {report_text.figures(data)} {family.table.unit}: "
+                f"{report_text.figures(best)} ({report_text.span(interval)})"
+            )
+        yield Text(line)

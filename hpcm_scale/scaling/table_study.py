@@ -16,6 +16,7 @@ from hpcm_scale.scaling.isoflop import Cost
 from hpcm_scale.scaling.laws import fit_law
 from hpcm_scale.scaling.power_law import Interval, NotFittable
 from hpcm_scale.scaling.study import fit_design
+from hpcm_scale.scaling.three_term import ThreeTermLaw, fit_three_terms
 from hpcm_scale.scaling.variable_projection import HIGHEST_EXPONENT, LOWEST_EXPONENT
 
 STANDING_OUT = 4.0
@@ -58,6 +59,8 @@ class TableFamily:
     cautions: list[str] = field(default_factory=list)
     displacements: list[Displacement] = field(default_factory=list)
     """What Approach 2 would make of the law L(N, D), on budgets as these runs had."""
+    batches: ThreeTermLaw | str | None = None
+    """The law of size, steps and batch, or why there is none; None where batches do not differ."""
 
     @property
     def fitted(self) -> list[FittedLaw]:
@@ -140,6 +143,13 @@ def _family(whole: RunTable, settings: Settings) -> TableFamily:
         if law.name == "L(N, D)" and whole.c is not None:
             family.displacements = _displacements(law, whole.c)
         law.cautions += _standing_out(law)
+    if n is not None and d is not None and whole.batch is not None and np.ptp(whole.batch) > 0:
+        try:
+            family.batches = fit_three_terms(
+                n, d / whole.batch, whole.batch, whole.loss, confidence=settings.confidence
+            )
+        except NotFittable as error:
+            family.batches = str(error)
     if whole.differing:
         family.cautions.append(
             f"the runs differ in {', '.join(whole.differing)}: no law is of one of these; "
