@@ -53,6 +53,12 @@ def fit(
         help="Column of data a step, in the unit of --d: fits steps and batch apart.",
         rich_help_panel=TABLES,
     ),
+    lr: str = typer.Option(
+        None,
+        "--lr",
+        help="Column of learning rates: of runs that differ in it alone the best counts.",
+        rich_help_panel=TABLES,
+    ),
     group: str = typer.Option(
         None, "--group", help="Column of families: each has its own law.", rich_help_panel=TABLES
     ),
@@ -81,7 +87,7 @@ def fit(
     if size not in SIZE_PARTS:
         raise RunError(f"--size: {size!r} is not one of {', '.join(SIZE_PARTS)}")
     settings = Settings(size, target_size, budget, confidence, seed_noise, bootstraps)
-    columns = Columns(n, d, c, loss, batch, group)
+    columns = Columns(n, d, c, loss, batch, lr, group)
     tables = [path for path in runs if is_table(path)]
     if tables and len(tables) < len(runs):
         raise RunError("tables and run folders are fitted apart: give one kind at a time")

@@ -28,11 +28,14 @@ USUAL = {
     "trainsamples examples datasize d",
     "c": "flops flop trainflops trainingflops trainingflop trainflop totalflops compute c",
     "batch": "batch batchsize globalbatch globalbatchsize tokensperbatch cropsperbatch",
+    "lr": "lr learningrate peaklr maxlr baselr peaklearningrate maxlearningrate",
     "loss": "loss valloss validationloss evalloss finalloss testloss lossval evalvalloss "
     "valceloss ce l",
     "group": "family architecture arch group",
 }
 """What columns are usually called, letters and digits of them in lower case; the first is taken."""
+OPTIONAL = ("batch", "lr")
+"""Parts that no law needs of a row."""
 FINISHED = {"finished", "completed", "done", "success"}
 """States of a tracker's run that has ended well."""
 CONDITIONS = re.compile(
@@ -46,7 +49,7 @@ _NUMBER = re.compile(r"([0-9.,]+(?:e[+-]?[0-9]+)?)([kmbgt]?)", re.IGNORECASE)
 
 @dataclass(frozen=True)
 class Columns:
-    """Names of a table's columns; None: guessed, or, for d, c, batch and group, not there."""
+    """Names of a table's columns; None: guessed, or, for d, c, batch, lr and group, not there."""
 
     n: str | None = None
     """Parameters."""
@@ -57,6 +60,8 @@ class Columns:
     loss: str | None = None
     batch: str | None = None
     """Data of a step, in the unit of d."""
+    lr: str | None = None
+    """Learning rate: of runs that differ in it alone, the best counts."""
     group: str | None = None
     """Family of the run: each has a law of its own."""
 
@@ -81,6 +86,8 @@ class RunTable:
     """Columns of conditions that differ between these runs."""
     batch: np.ndarray | None = None
     """(runs,) data of a step."""
+    lr: np.ndarray | None = None
+    """(runs,) learning rates."""
 
     def __len__(self) -> int:
         return len(self.loss)
@@ -89,7 +96,7 @@ class RunTable:
         """Some of the runs, by number or mask."""
         parts = {
             part: None if (x := getattr(self, part)) is None else x[rows]
-            for part in ("n", "d", "c", "batch")
+            for part in ("n", "d", "c", "batch", "lr")
         }
         names = np.array(self.names, object)[rows].tolist()
         return replace(self, names=names, loss=self.loss[rows], **parts)
@@ -217,7 +224,15 @@ def _found(rows: Sequence[Mapping[str, Any]], columns: Columns, source: str) -> 
 
 
 def _told(found: Mapping[str, str]) -> str:
-    symbols = {"n": "N", "d": "D", "c": "C", "loss": "loss", "batch": "batch", "group": "family"}
+    symbols = {
+        "n": "N",
+        "d": "D",
+        "c": "C",
+        "loss": "loss",
+        "batch": "batch",
+        "lr": "learning rate",
+        "group": "family",
+    }
     return ", ".join(f"{symbols[part]} is {printable(name)!r}" for part, name in found.items())
 
 
@@ -248,16 +263,17 @@ def _records(
             continue
         values: dict[str, Any] = {
             part: number_of(row.get(found[part]))
-            for part in ("n", "d", "c", "batch", "loss")
+            for part in ("n", "d", "c", "batch", "lr", "loss")
             if part in found
         }
-        # Only the law of batches asks for them.
-        if (batch := values.get("batch")) is None or not (math.isfinite(batch) and batch > 0):
-            values["batch"] = None
+        for part in OPTIONAL:
+            value = values.get(part)
+            if value is None or not (math.isfinite(value) and value > 0):
+                values[part] = None
         bad = [
             part
             for part, value in values.items()
-            if part != "batch" and (value is None or not math.isfinite(value) or value <= 0)
+            if part not in OPTIONAL and (value is None or not math.isfinite(value) or value <= 0)
         ]
         if bad:
             left[f"{found[bad[0]]!r} is no number above 0"] += 1
@@ -268,7 +284,7 @@ def _records(
             column: str(value)
             for column, value in row.items()
             if CONDITIONS.search(_plain(column))
-            and column not in (found[part] for part in found if part != "batch")
+            and column not in (found[part] for part in found if part not in OPTIONAL)
         }
         unit = found.get("d", "data").rpartition(".")[2]
         kept.append(values | {"group": group, "name": name, "unit": unit, "conditions": conditions})
@@ -309,4 +325,5 @@ def _table(label: str, records: Sequence[Mapping[str, Any]]) -> RunTable:
         loss,
         differing,
         column("batch"),
+        column("lr"),
     )

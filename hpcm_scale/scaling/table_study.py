@@ -116,7 +116,44 @@ def table_study(
     return TableStudy(settings, families, comparisons, notes)
 
 
-def _family(whole: RunTable, settings: Settings) -> TableFamily:
+def tuned(table: RunTable) -> tuple[RunTable, list[str]]:
+    """The best run of each sweep of learning rates, and what its reader should know.
+
+    A sweep is of runs that differ in nothing but the rate: a law is of tuned runs. Where the best
+    rate is the lowest or highest tried, the run may be under-tuned, which is said.
+    """
+    if table.lr is None:
+        return table, []
+    parts = [x for x in (table.n, table.d, table.c, table.batch) if x is not None]
+    _, sweep = np.unique(np.stack(parts), axis=1, return_inverse=True)
+    sweep = sweep.reshape(-1)
+    kept, edges = [], []
+    for number in range(sweep.max() + 1):
+        rows = np.flatnonzero(sweep == number)
+        rates = table.lr[rows]
+        if len(np.unique(rates)) < 2:  # seeds of one rate
+            kept += rows.tolist()
+            continue
+        best = rates[table.loss[rows].argmin()]
+        kept += rows[rates == best].tolist()
+        if best in (rates.min(), rates.max()):
+            edges.append(f"{table.names[rows[0]]} ({best:g})")
+    said = []
+    if len(kept) < len(table):
+        said.append(
+            f"of runs that differ in the learning rate alone, the best rate's count: {len(kept)} "
+            f"of {len(table)}"
+        )
+    if edges:
+        said.append(
+            f"under-tuned, perhaps: the best learning rate is the edge of its sweep at "
+            f"{', '.join(edges[:3])}{', ...' if len(edges) > 3 else ''}"
+        )
+    return table.kept(np.sort(np.array(kept))), said
+
+
+def _family(given: RunTable, settings: Settings) -> TableFamily:
+    whole, about_rates = tuned(given)
     table = whole
     laws: list[Law] = []
     n, d, c = table.n, table.d, table.c
@@ -137,7 +174,7 @@ def _family(whole: RunTable, settings: Settings) -> TableFamily:
             said = [f"L(C) takes the {len(lead)} runs that no run of fewer FLOPs betters"]
             c, table = c[lead], table.kept(lead)
         laws.append(_law("L(C)", table, [c], settings, ("FLOP count",), said))
-    family = TableFamily(whole, laws)
+    family = TableFamily(whole, laws, cautions=about_rates)
     for law in family.fitted:
         family.hold_outs[law.name] = hold_outs(law)
         if law.name == "L(N, D)" and whole.c is not None:

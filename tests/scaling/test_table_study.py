@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 from hpcm_scale.cli import app
 from hpcm_scale.runs.run_table import Columns, RunTable, read_tables
 from hpcm_scale.scaling.fit_results import Settings
-from hpcm_scale.scaling.table_study import table_study
+from hpcm_scale.scaling.table_study import table_study, tuned
 from tests.scaling.test_published import PUBLISHED, shared_runs
 
 SETTINGS = Settings(draws=200)
@@ -66,6 +66,30 @@ def test_a_part_that_bends_the_law_shows_in_its_hold_out():
     assert all(abs(part.bias) < abs(left_out[0].bias) / 2 for part in left_out[1:])
     assert left_out[0].exponent == pytest.approx(0.2, abs=0.05)
     assert abs(left_out[-1].exponent - 0.2) > 0.05
+
+
+def test_the_best_of_each_sweep_of_rates_counts():
+    rng = np.random.default_rng(0)
+    n = np.geomspace(1e6, 1e9, 8).repeat(4)
+    lr = np.tile([1e-4, 3e-4, 1e-3, 3e-3], 8)
+    best = 1.5 + 30 * n**-0.2
+    loss = best * (1 + 0.1 * np.log10(lr / 3e-4) ** 2) * (1 + 1e-4 * rng.standard_normal(32))
+    loss[-1] *= 0.5  # the largest size is best at its highest rate
+    names = [f"run{i}" for i in range(32)]
+    table = RunTable("a", "tokens", names, n, d=None, c=None, loss=loss, differing=[], lr=lr)
+    kept, said = tuned(table)
+    assert kept.names == [*(f"run{4 * i + 1}" for i in range(7)), "run31"]
+    assert "the best rate's count: 8 of 32" in said[0]
+    assert "edge of its sweep at run28 (0.003)" in said[1]
+    (family,) = table_study([table.kept(np.arange(28))], [], SETTINGS, None).families
+    low, high = family.fitted[0].fit.interval("alpha").ends
+    assert low < 0.2 < high
+    assert "the best rate's count: 7 of 28" in family.cautions[0]
+    # Seeds of one rate are no sweep.
+    seeds = RunTable("a", "t", names, n, None, None, loss, [], lr=np.full(32, 1e-3))
+    kept, said = tuned(seeds)
+    assert len(kept) == 32
+    assert said == []
 
 
 def test_runs_that_stand_out_and_conditions_are_told():
