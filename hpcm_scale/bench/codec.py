@@ -1,6 +1,9 @@
 """Coding times on this machine, and their share of its arithmetic peak."""
 
-from collections.abc import Mapping, Sequence
+import multiprocessing
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from statistics import median
 
 import numpy as np
@@ -27,8 +30,13 @@ def bench_files(
     device: str,
     memory: int,
     portable: bool,
+    busy: int = 0,
 ) -> Table:
     """`bench_codec` of picture files and a model as `find_model` takes it.
+
+    Args:
+        busy: also compare the processor time with that beside so many processes that do nothing
+            but count.
 
     Raises:
         DataError: if the pictures are not all of one size.
@@ -44,7 +52,55 @@ def bench_files(
     codecs = {"fast": Codec(loaded, portable=False, memory=memory)}
     if portable:
         codecs["portable"] = Codec(loaded, memory=memory)
-    return bench_codec(codecs, pictures, repeats)
+    table = bench_codec(codecs, pictures, repeats)
+    if busy:
+        name, codec = list(codecs.items())[-1]
+        table.caption = f"{table.caption}\n{_beside_others(name, codec, pictures, repeats, busy)}"
+    return table
+
+
+def _count() -> None:
+    """Keep a core busy until the process is ended."""
+    while True:
+        pass
+
+
+@contextmanager
+def busy_processes(number: int) -> Iterator[None]:
+    """So many processes that only count, for as long as the block runs."""
+    context = multiprocessing.get_context("spawn")
+    processes = [context.Process(target=_count, daemon=True) for _ in range(number)]
+    for process in processes:
+        process.start()
+    try:
+        yield
+    finally:
+        for process in processes:
+            process.terminate()
+            process.join()
+
+
+def _beside_others(
+    name: str, codec: Codec, pictures: Sequence[Picture], repeats: int, busy: int
+) -> str:
+    """A line on what busy cores cost: processor time alone, and beside busy processes, in turn."""
+
+    def spent() -> float:
+        start = time.process_time()
+        for picture in pictures:
+            codec.decompress(codec.compress(picture).data)
+        return time.process_time() - start
+
+    alone, beside = [], []
+    for _ in range(repeats):
+        alone.append(spent())
+        with busy_processes(busy):
+            beside.append(spent())
+    ratio = median(b / a for a, b in zip(alone, beside, strict=True))
+    return (
+        f"{name} encode and decode: {median(alone):.2f} s of processor time, {median(beside):.2f} "
+        f"beside {busy} busy process{'es' * (busy > 1)} ({ratio:.2f} times)"
+    )
 
 
 def bench_codec(codecs: Mapping[str, Codec], pictures: list[Picture], repeats: int) -> Table:

@@ -80,9 +80,13 @@ def bench_codec(
     device: str = typer.Option("cpu", help="Where the network runs."),
     threads: int | None = typer.Option(None, min=1, help="CPU threads; all cores by default."),
     memory: float = typer.Option(2.0, min=0.05, help="GiB the network may work in."),
+    busy: int = typer.Option(
+        0, min=0, help="Also beside so many busy processes: what shared cores cost."
+    ),
 ) -> None:
     """Encode and decode times, by network and entropy coding, against the sgemm peak."""
     from hpcm_scale.bench.codec import bench_files
 
     device = checked_device(device, threads)
-    console.print(bench_files(pictures, model, repeats, device, bytes_of(memory), portable))
+    memory_bytes = bytes_of(memory)
+    console.print(bench_files(pictures, model, repeats, device, memory_bytes, portable, busy))
