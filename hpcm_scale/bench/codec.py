@@ -1,6 +1,7 @@
 """Coding times on this machine, and their share of its arithmetic peak."""
 
-import multiprocessing
+import subprocess
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -59,25 +60,18 @@ def bench_files(
     return table
 
 
-def _count() -> None:
-    """Keep a core busy until the process is ended."""
-    while True:
-        pass
-
-
 @contextmanager
 def busy_processes(number: int) -> Iterator[None]:
     """So many processes that only count, for as long as the block runs."""
-    context = multiprocessing.get_context("spawn")
-    processes = [context.Process(target=_count, daemon=True) for _ in range(number)]
-    for process in processes:
-        process.start()
+    processes = [
+        subprocess.Popen([sys.executable, "-S", "-c", "while True: pass"]) for _ in range(number)
+    ]
     try:
         yield
     finally:
         for process in processes:
-            process.terminate()
-            process.join()
+            process.kill()
+            process.wait()
 
 
 def _beside_others(
