@@ -9,6 +9,7 @@ same bytes as one uninterrupted run.
 
 import glob
 import hashlib
+import json
 import logging
 import os
 import shutil
@@ -17,32 +18,23 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from hpcm_scale.data.images import image_suffix
 from hpcm_scale.data.manifest import NAME, Manifest
 from hpcm_scale.data.pack_chunks import CHUNKS, REPORT, SPLITS, ChunkStore, finish, recipe_record
+from hpcm_scale.data.packed_sources import Source, read_packed, without_packed, write_packed
 from hpcm_scale.data.prepare import Prepared, Skipped, prepare
 from hpcm_scale.data.recipe import Recipe
 from hpcm_scale.data.shards import read_manifest
 from hpcm_scale.errors import ConfigError, DataError
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Source:
-    """An image file to pack."""
-
-    path: Path
-    name: str
-    """Its path inside the source: what it is sorted and reported by."""
-    size: int
 
 
 def pack(
@@ -63,7 +55,8 @@ def pack(
         part: (i, n), i from 1: pack every n-th chunk only, leaving the shards to a later call with
             (1, 1), which packs what is still missing.
         append: where OUT is a dataset packed by the same recipe, add shards of the images that it
-            does not have by their pixels; its own shards and its split stay as they are.
+            does not have by their pixels; its own shards and its split stay as they are. Files
+            that it was packed from (same path, size and time) are not decoded again.
         strict: the first corrupt image is an error, instead of skipped and counted.
         jobs: processes; the cores of this machine by default.
         console: where to show progress.
@@ -84,20 +77,23 @@ def pack(
     sources, ignored = _find_sources(os.path.expanduser(source), out)
     _require_names(recipe, sources)
     identity = _identity(recipe, sources)
-    before = None
+    before, packed = None, np.empty(0, np.uint64)
     if (out / NAME).exists():
         manifest = read_manifest(str(out))
         if manifest.source.get("identity") == identity:
             return _already_packed(out, manifest, strict)
         before = _to_append_to(out, manifest, recipe, append)
-    chunks = ChunkStore(out / CHUNKS, identity)
+        packed = read_packed(out, str(manifest.source.get("identity")))
+    new = without_packed(sources, packed)
+    # Of what is packed now, so that hosts which disagree about it are told.
+    chunks = ChunkStore(out / CHUNKS, _identity(recipe, new))
     if (
         before is None
         and not chunks.folder.exists()
         and any((out / split).exists() for split in SPLITS)
     ):
         raise DataError(f"{out}: holds shards without a {NAME}; choose another folder")
-    batches = _cut(sources, int(recipe.shard_mb * 1e6))
+    batches = _cut(new, int(recipe.shard_mb * 1e6))
     index, parts = part
     mine = range(index - 1, len(batches), parts)
     todo = [n for n in mine if not chunks.done(n)]
@@ -119,7 +115,9 @@ def pack(
                 chunks.write(n, _checked(results, len(batches[n]), strict, progress, task))
             if parts > 1:
                 return None
-            return finish(out, chunks, len(batches), recipe, ignored, pool, before)
+            made = finish(out, chunks, len(batches), recipe, ignored, pool, identity, before)
+            write_packed(out, identity, packed, new, _skipped_in(out))
+            return made
         except BrokenProcessPool:
             raise DataError(
                 "a packing process was killed (out of memory?); run the command again to "
@@ -171,7 +169,7 @@ def _find_sources(source: str, out: Path) -> tuple[list[Source], int]:
         if stat.S_ISREG(status.st_mode) and image_suffix(path.name):
             # A name that is not UTF-8 is still read by its path; its report is made printable.
             name = os.fsencode(path.relative_to(root)).decode(errors="replace")
-            found.append(Source(path, name, status.st_size))
+            found.append(Source(path, name, status.st_size, status.st_mtime_ns))
         elif not stat.S_ISDIR(status.st_mode):
             ignored += 1
     if not found:
@@ -244,6 +242,12 @@ def _already_packed(out: Path, manifest: Manifest, strict: bool) -> Manifest:
         raise DataError(f"{out}: {corrupt} corrupt images were skipped, see {REPORT} (--strict)")
     shutil.rmtree(out / CHUNKS, ignore_errors=True)
     return manifest
+
+
+def _skipped_in(out: Path) -> set[str]:
+    """Names of the files of the last pack whose pixels are not in the dataset."""
+    entries = json.loads((out / REPORT).read_text())["files"]
+    return {entry["file"] for entry in entries if entry["kind"] != "duplicate"}
 
 
 def _cut(sources: list[Source], chunk_bytes: int) -> list[list[Source]]:

@@ -117,6 +117,7 @@ def finish(
     recipe: Recipe,
     ignored: int,
     pool: Executor,
+    identity: str,
     before: Manifest | None = None,
 ) -> Manifest:
     """Make the shards and the manifest of `count` packed chunks, and remove the chunks.
@@ -125,6 +126,7 @@ def finish(
     several chunks. Of images with the same pixels only the first is kept, whatever their splits.
 
     Args:
+        identity: of all source files, as the manifest records it.
         before: the dataset that is there; what it has is left out, and its shards come first.
 
     Raises:
@@ -188,7 +190,7 @@ def finish(
         (*(before.shards if before else ()), *(job.result() for job in jobs)),
         "pack",
         recipe=recipe_record(recipe),
-        source={"identity": chunks.identity},
+        source={"identity": identity},
         report=report,
     )
     atomic_write(out / REPORT, json.dumps({**report, "files": files}, indent=1))

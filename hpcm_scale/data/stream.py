@@ -280,7 +280,8 @@ def _cache_for(data: DataConfig, root: str) -> Cache | None:
 
 
 def _require_room(data: DataConfig, root: str, split: Split, streams: int) -> None:
-    """
+    """Check that the cache of a dataset behind a URL is large enough.
+
     Raises:
         DataError: if the cache could not hold the shards that a rank which reads `streams` streams
             of a URL reads at a time.

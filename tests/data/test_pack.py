@@ -465,3 +465,36 @@ def test_photos_are_added_to_a_packed_set(tmp_path: Path, make_picture):
     assert pack(source, out, recipe, append=True, jobs=1).source == second.source
     with pytest.raises(DataError, match="another recipe"):
         pack(source, out, Recipe(min_side=25), append=True, jobs=1)
+
+
+def test_adding_photos_decodes_only_the_new_ones(tmp_path: Path, make_picture):
+    source, out = tmp_path / "photos", tmp_path / "out"
+    source.mkdir()
+    recipe = Recipe(min_side=24)
+    for number in range(4):
+        make_picture(number).save(source / f"{number}.bmp")
+    (source / "torn.png").write_bytes(b"no picture")
+    first = pack(source, out, recipe, jobs=1)
+    for number in range(2):  # they would be reported as corrupt if they were decoded again
+        path = source / f"{number}.bmp"
+        time = path.stat().st_mtime_ns
+        path.write_bytes(bytes(path.stat().st_size))
+        os.utime(path, ns=(time, time))
+    make_picture(4).save(source / "2.bmp")  # changed in place, of the same size
+    make_picture(5).save(source / "torn.png")
+    second = pack(source, out, recipe, append=True, jobs=1)
+    assert second.report["skipped"] == {}
+    assert second.report["packed"] == first.report["packed"] + 2 == 6
+    assert len(list(out.glob("sources-*.npy"))) == 1
+    # Another folder's files of the same names and sizes are others.
+    other = tmp_path / "other"
+    other.mkdir()
+    make_picture(7).save(other / "3.bmp")
+    assert pack(other, out, recipe, append=True, jobs=1).report["packed"] == 7
+    # Without the record all are looked at once more, and nothing is packed twice.
+    next(out.glob("sources-*.npy")).write_bytes(b"damaged")
+    make_picture(6).save(source / "6.bmp")
+    third = pack(source, out, recipe, append=True, jobs=1)
+    assert third.report["skipped"] == {"corrupt": 2}
+    assert third.report["packed"] == 8
+    assert verify(str(out), jobs=1) == []

@@ -19,6 +19,9 @@ from hpcm_scale.data.stream import TrainStream
 from hpcm_scale.data.verify import verify
 from hpcm_scale.errors import DataError
 
+GOLDEN = Path(__file__).parent / "golden/manifest_1.json"
+GOLDEN_FINGERPRINT = 278172584318216
+
 
 @pytest.fixture
 def both(dataset: Path, tmp_path: Path, monkeypatch) -> tuple[Path, Path]:
@@ -50,6 +53,25 @@ def test_tables_say_what_json_says(both):
         for sample in range(splits[0].samples):
             assert readers[0].read(sample) == readers[1].read(sample)
     assert verify(str(both[1])) == []
+
+
+def test_a_manifest_of_format_1_opens_and_keeps_its_order(tmp_path, monkeypatch):
+    """golden/manifest_1.json was written before there were tables and checksums."""
+    shutil.copy(GOLDEN, tmp_path / NAME)
+    old = read_manifest(str(tmp_path))
+    train = old.split("train", "")
+    assert {name: t["samples"] for name, t in old.totals().items()} == {"train": 33, "val": 4}
+    assert old.shards[0].names[2] == "photo0_2-4da63db8c076d93f.png"
+    assert (int(old.shards[0].offsets[2]), int(old.shards[0].sizes[2])) == (6656, 1582)
+    assert all(shard.crcs is None for shard in old.shards)
+    assert train.fingerprint() == GOLDEN_FINGERPRINT  # what checkpoints of its runs hold
+    monkeypatch.setattr(manifests, "TABLES_FROM", 1)
+    old.write(tmp_path)
+    new = read_manifest(str(tmp_path))
+    assert new.tables
+    assert new.totals() == old.totals()
+    assert new.split("train", "").fingerprint() == GOLDEN_FINGERPRINT
+    assert all(shard.crcs is None for shard in new.shards)
 
 
 def test_a_run_goes_on_when_its_set_gets_tables(both):
