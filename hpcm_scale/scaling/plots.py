@@ -24,6 +24,7 @@ from hpcm_scale.scaling.fit_results import (
     UnfittedLaw,
 )
 from hpcm_scale.scaling.isoflop import IsoFlop
+from hpcm_scale.scaling.power_law import Interval
 
 INK, LAW, HUBER, HELD_OUT = "#1b3a5c", "#c0392b", "#2e7d32", "#e08e0b"
 METRIC_LABELS = {
@@ -296,9 +297,16 @@ def isoflop(view: IsoFlop, title: str, settings: Settings) -> Figure:
 
 
 def laws_side_by_side(
-    laws: Sequence[tuple[str, FittedLaw]], name: str, settings: Settings
+    laws: Sequence[tuple[str, FittedLaw]],
+    name: str,
+    settings: Settings,
+    crossings: Sequence[tuple[float, Interval]] = (),
 ) -> Figure:
-    """Runs and least-squares law of each family, with its interval band."""
+    """Runs and least-squares law of each family, with its interval band.
+
+    Args:
+        crossings: where curves cross and the interval of that, shaded as far as the runs reach.
+    """
     figure, (axes,) = _figure(f"{name} by family" if len(laws) > 1 else f"{laws[0][0]}: {name}")
     colours = colormaps["viridis"](np.linspace(0.05, 0.8, len(laws)))
     for (label, law), colour in zip(laws, colours, strict=True):
@@ -315,6 +323,13 @@ def laws_side_by_side(
         axes.plot(x, law.y, "o", color=colour, ms=4, label=f"{label} ({x.size})")
     every = np.concatenate([law.y for _, law in laws])
     axes.set_ylim(0.95 * every.min(), 1.05 * every.max())
+    first, last = axes.get_xlim()
+    for at, interval in crossings:
+        low, high = np.clip(interval.ends, first, last)
+        axes.axvspan(low, high, color="0.5", alpha=0.15, lw=0)
+        if first < at < last:
+            axes.axvline(at, color="0.4", lw=1, ls="--", label=f"cross at {_number(at)}")
+    axes.set_xlim(first, last)
     _log_x(axes, SIZE_LABELS[settings.size] if name == "L(N)" else "Training compute C (FLOPs)")
     axes.set_ylabel("Loss")
     axes.legend(fontsize=9, frameon=False)

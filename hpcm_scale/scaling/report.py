@@ -221,6 +221,12 @@ def write_table_report(study: TableStudy, folder: Path) -> list[Path]:
             if law.name == name
         ]
         if laws:
-            figure = plots.laws_side_by_side(laws, name, study.settings)
+            crossings = [
+                (at, interval)
+                for comparison in study.comparisons
+                if comparison.law == name
+                for _, _, at, interval, _ in comparison.crossings
+            ]
+            figure = plots.laws_side_by_side(laws, name, study.settings, crossings)
             written += plots.save(figure, folder, file)
     return written

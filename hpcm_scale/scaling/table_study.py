@@ -14,13 +14,12 @@ from hpcm_scale.scaling.data_selection import Design
 from hpcm_scale.scaling.fit_results import FittedLaw, Law, Settings
 from hpcm_scale.scaling.isoflop import Cost
 from hpcm_scale.scaling.laws import fit_law
+from hpcm_scale.scaling.outliers import standing_out
 from hpcm_scale.scaling.power_law import Interval, NotFittable
 from hpcm_scale.scaling.study import fit_design
 from hpcm_scale.scaling.three_term import ThreeTermLaw, fit_three_terms
 from hpcm_scale.scaling.variable_projection import HIGHEST_EXPONENT, LOWEST_EXPONENT
 
-STANDING_OUT = 4.0
-"""Residuals so many robust standard deviations from the law are named."""
 PARTS = 6
 """A hold-out cuts the runs, ordered by size, into so many parts."""
 DESIGNS = ((4.0, 1.0), (16.0, 1.0), (16.0, 4.0))
@@ -179,7 +178,7 @@ def _family(given: RunTable, settings: Settings) -> TableFamily:
         family.hold_outs[law.name] = hold_outs(law)
         if law.name == "L(N, D)" and whole.c is not None:
             family.displacements = _displacements(law, whole.c)
-        law.cautions += _standing_out(law)
+        law.cautions += standing_out(law)
     if n is not None and d is not None and whole.batch is not None and np.ptp(whole.batch) > 0:
         try:
             family.batches = fit_three_terms(
@@ -262,25 +261,6 @@ def _displacements(law: FittedLaw, c: np.ndarray) -> list[Displacement]:
     return [
         displacement(law.fit.law, cost, float(c.min()), float(c.max()), reach, drift)
         for reach, drift in DESIGNS
-    ]
-
-
-def _standing_out(law: FittedLaw) -> list[str]:
-    """Runs whose residual stands out, which the Huber fit gives less weight."""
-    reference = law.fit if law.huber is None else law.huber
-    residuals = 1 - reference.law(*law.fit.points.x) / law.y
-    spread = 1.4826 * np.median(np.abs(residuals - np.median(residuals)))
-    if len(residuals) < 2 * law.fit.points.unknowns or not spread > 0:
-        return []
-    far = np.flatnonzero(np.abs(residuals) > STANDING_OUT * spread)
-    if not len(far):
-        return []
-    worst = far[np.argsort(-np.abs(residuals[far]))][:3]
-    named = ", ".join(f"{law.design.names[i]} ({residuals[i]:+.1%})" for i in worst)
-    return [
-        f"{len(far)} of {len(residuals)} runs lie over {STANDING_OUT:g} robust standard deviations "
-        f"from the law: {named}{', ...' if len(far) > 3 else ''}; least squares follows them, the "
-        "Huber fit hardly does"
     ]
 
 

@@ -10,6 +10,8 @@ from typer.testing import CliRunner
 from hpcm_scale.cli import app
 from hpcm_scale.runs.run_table import Columns, RunTable, read_tables
 from hpcm_scale.scaling.fit_results import Settings
+from hpcm_scale.scaling.outliers import down_weighted
+from hpcm_scale.scaling.plots import laws_side_by_side
 from hpcm_scale.scaling.table_study import table_study, tuned
 from tests.scaling.test_published import PUBLISHED, shared_runs
 
@@ -135,3 +137,29 @@ def test_names_of_columns_are_for_tables(tmp_path: Path):
         result = CliRunner().invoke(app, ["fit", *map(str, paths), "--loss", "x"])
         assert result.exit_code != 0
         assert "tables" in str(result.exception)
+
+
+def test_a_ruined_run_is_weighted_down_to_the_truth():
+    table = drawn("a", 1.5, 30, 0.2)
+    table.loss[9] *= 1.1
+    (family,) = table_study([table], [], SETTINGS, None).families
+    (law,) = family.fitted
+    found = down_weighted(law)
+    assert found is not None
+    assert np.flatnonzero(found.weights < 1).tolist() == [9]
+    truth = 1.5 + 30 * table.n**-0.2
+    errors = [np.abs(of(table.n) / truth - 1).max() for of in (found.law, law.fit.law)]
+    assert errors[0] < 0.01
+    assert errors[0] < errors[1] / 2
+
+
+def test_the_figure_shades_where_families_cross():
+    tables = [drawn("a", 1.5, 30, 0.2, seed=1), drawn("b", 1.5, 500, 0.4, seed=2)]
+    study = table_study(tables, [], SETTINGS, None)
+    laws = [(family.table.label, family.fitted[0]) for family in study.families]
+    ((_, _, at, interval, _),) = study.comparisons[0].crossings
+    figure = laws_side_by_side(laws, "L(N)", SETTINGS, [(at, interval)])
+    (axes,) = figure.axes
+    (line,) = [line for line in axes.lines if line.get_linestyle() == "--"]
+    assert line.get_xdata()[0] == at
+    assert axes.get_xlim()[0] < (500 / 30) ** 5 < axes.get_xlim()[1]
