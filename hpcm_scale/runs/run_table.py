@@ -29,8 +29,8 @@ USUAL = {
     "c": "flops flop trainflops trainingflops trainingflop trainflop totalflops compute c",
     "batch": "batch batchsize globalbatch globalbatchsize tokensperbatch cropsperbatch",
     "lr": "lr learningrate peaklr maxlr baselr peaklearningrate maxlearningrate",
-    "loss": "loss valloss validationloss evalloss finalloss testloss lossval evalvalloss "
-    "valceloss ce l",
+    "loss": "valloss validationloss evalloss evalvalloss testloss lossval valceloss finalloss "
+    "loss ce l",
     "group": "family architecture arch group",
 }
 """What columns are usually called, letters and digits of them in lower case; the first is taken."""
@@ -201,7 +201,8 @@ def _found(rows: Sequence[Mapping[str, Any]], columns: Columns, source: str) -> 
     plain: dict[str, str] = {}
     for name in names:
         plain.setdefault(_plain(name), name)
-        plain.setdefault(_plain(name.rpartition(".")[2].rpartition("/")[2]), name)
+        if "train" not in _plain(name) or "tokens" in _plain(name):  # train/loss is not the loss
+            plain.setdefault(_plain(name.rpartition(".")[2].rpartition("/")[2]), name)
     found = {}
     for part, usual in USUAL.items():
         asked = getattr(columns, part)

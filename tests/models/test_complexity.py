@@ -33,7 +33,7 @@ def test_counts_equal_the_published_programs(variant):
     assert last.kmacs_per_pixel == pytest.approx(kmacs, abs=0.006)
 
 
-# Where the peers' figures differ from the printed ones is explained in models/peers/PEERS.md.
+# Where the peers' figures differ from the printed ones is explained in models/VARIANTS.md.
 @pytest.mark.parametrize(
     "variant",
     [name for name in variants() if name != "1b" and model_config(name).architecture not in PEERS],

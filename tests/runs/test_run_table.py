@@ -125,3 +125,24 @@ def test_infinite_and_negative_values_are_left_out(tmp_path: Path):
     rows = [{"n": 1, "loss": float("inf")}, {"n": -1, "loss": 2}, {"n": 5, "loss": 2.5}]
     (table,), _ = read_tables([written(tmp_path / "a.json", rows)], Columns())
     assert np.array_equal(table.loss, [2.5])
+
+
+@pytest.mark.parametrize(
+    ("names", "taken"),
+    [
+        ("params,train/loss,val/loss", "val/loss"),
+        ("params,loss,val_loss", "val_loss"),
+        ("params,train_loss,loss", "loss"),
+        ("params,eval.loss,train.loss", "eval.loss"),
+    ],
+)
+def test_a_validation_loss_is_taken_before_a_training_loss(tmp_path: Path, names, taken):
+    (tmp_path / "runs.csv").write_text(f"{names}\n1e6,2.5,3.5\n2e6,2.4,3.4\n")
+    _, notes = read_tables([tmp_path / "runs.csv"], Columns())
+    assert f"loss is '{taken}'" in notes[0]
+
+
+def test_a_table_of_training_losses_alone_has_to_name_them(tmp_path: Path):
+    (tmp_path / "runs.csv").write_text("params,train/loss\n1e6,2.5\n")
+    with pytest.raises(RunError, match="no column looks like a loss"):
+        read_tables([tmp_path / "runs.csv"], Columns())
