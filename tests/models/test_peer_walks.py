@@ -59,13 +59,15 @@ def test_a_step_reads_no_latent_it_has_yet_to_code(variant):
     params, y = latents(network)
     before, _, _ = encoded(network, params, y)
     assert len(before) == len(network.partition.step_scales)
+    # Of STF all slices read the first ones alone.
+    read = min(getattr(network.config, "support", len(before)), len(before) - 1)
     for k in range(len(before)):
         changed = network.partition.split(y)
         for part in changed[k:]:
             part += 5 * torch.randn_like(part)
         after, _, _ = encoded(network, params, network.partition.join(changed))
         assert all(torch.equal(a, b) for a, b in zip(before[: k + 1], after[: k + 1], strict=True))
-        if k < len(before) - 1:
+        if k < read:
             assert not torch.equal(before[k + 1], after[k + 1])
 
 
