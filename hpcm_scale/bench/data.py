@@ -19,7 +19,8 @@ from webdataset.compat import WebDataset
 from hpcm_scale.config import DataConfig
 from hpcm_scale.data.augment import Crop
 from hpcm_scale.data.images import decode_crop, decode_whole, open_image
-from hpcm_scale.data.manifest import COLUMNS, Manifest, Split
+from hpcm_scale.data.manifest import Manifest, Split
+from hpcm_scale.data.shard import COLUMNS
 from hpcm_scale.data.shards import ShardReader, check_files, read_manifest
 from hpcm_scale.data.stream import TrainStream
 

@@ -14,9 +14,10 @@ from rich.console import Console
 from rich.progress import track
 
 from hpcm_scale.data.images import BadImage, check_plain, open_image
-from hpcm_scale.data.manifest import NAME, Manifest, Shard
+from hpcm_scale.data.manifest import NAME, Manifest
 from hpcm_scale.data.prepare import Skipped
 from hpcm_scale.data.remote import sha256_of
+from hpcm_scale.data.shard import Shard
 from hpcm_scale.data.shards import scan_tar
 from hpcm_scale.data.tar_samples import Choice, choose_samples
 from hpcm_scale.errors import DataError

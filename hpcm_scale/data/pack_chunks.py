@@ -15,10 +15,11 @@ from typing import Any
 import numpy as np
 from webdataset.writer import TarWriter
 
-from hpcm_scale.data.manifest import Manifest, Shard
+from hpcm_scale.data.manifest import Manifest
 from hpcm_scale.data.prepare import HASH_DIGITS, Prepared, Skipped
 from hpcm_scale.data.recipe import Recipe
 from hpcm_scale.data.remote import sha256_of
+from hpcm_scale.data.shard import Shard
 from hpcm_scale.data.shards import scan_tar
 from hpcm_scale.errors import DataError
 from hpcm_scale.files import atomic_path, atomic_write

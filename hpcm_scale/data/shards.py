@@ -12,9 +12,10 @@ from typing import BinaryIO, NamedTuple
 import numpy as np
 
 from hpcm_scale.data.images import BadImage
-from hpcm_scale.data.manifest import NAME, Manifest, Split, is_safe
+from hpcm_scale.data.manifest import NAME, Manifest, Split
 from hpcm_scale.data.remote import Cache, is_remote, read_remote
 from hpcm_scale.data.sample_table import TableFile, held, mapped
+from hpcm_scale.data.shard import is_safe
 from hpcm_scale.errors import DataError
 
 

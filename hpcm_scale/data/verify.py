@@ -9,8 +9,8 @@ from rich.console import Console
 from rich.progress import track
 
 from hpcm_scale.data.images import BadImage, decode_whole
-from hpcm_scale.data.manifest import Shard
 from hpcm_scale.data.remote import is_remote, sha256_of
+from hpcm_scale.data.shard import Shard
 from hpcm_scale.data.shards import read_manifest, scan_tar
 from hpcm_scale.errors import DataError
 

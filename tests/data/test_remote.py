@@ -14,8 +14,8 @@ import torch
 
 from hpcm_scale.config import DataConfig
 from hpcm_scale.data import remote
-from hpcm_scale.data.manifest import Shard
 from hpcm_scale.data.remote import Cache
+from hpcm_scale.data.shard import Shard
 from hpcm_scale.data.shards import ShardReader, read_manifest
 from hpcm_scale.data.stream import TrainStream, read_images
 from hpcm_scale.errors import DataError

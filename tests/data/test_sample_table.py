@@ -14,6 +14,7 @@ from hpcm_scale.data import manifest as manifests
 from hpcm_scale.data.manifest import NAME, TABLE_FILES, Manifest
 from hpcm_scale.data.remote import Cache
 from hpcm_scale.data.sample_table import ROW
+from hpcm_scale.data.shard import COLUMNS
 from hpcm_scale.data.shards import ShardReader, read_manifest
 from hpcm_scale.data.stream import TrainStream
 from hpcm_scale.data.verify import verify
@@ -193,7 +194,7 @@ def _resident_growth(folder: str) -> int:
 def test_many_samples_take_no_memory_of_each_process(dataset: Path, tmp_path: Path):
     shard = next(s for s in read_manifest(str(dataset)).shards if s.split == "train")
     rows = np.resize(np.arange(shard.samples), 10_000)
-    columns = {c: getattr(shard, c)[rows] for c in (*manifests.COLUMNS, "crcs")}
+    columns = {c: getattr(shard, c)[rows] for c in (*COLUMNS, "crcs")}
     names = [shard.names[row] for row in rows]
     shards = [replace(shard, path=f"{n:06d}.tar", names=names, **columns) for n in range(100)]
     Manifest(tuple(shards), "test").write(tmp_path)
