@@ -10,7 +10,11 @@ from hpcm_scale.models.blocks.hyper_pair import HyperPair
 from hpcm_scale.models.blocks.sampling import conv, deconv
 from hpcm_scale.models.blocks.selective_scan import StateSpaceBlock
 from hpcm_scale.models.density import LIKELIHOOD_BOUND, FactorizedPrior, Gaussian, single
-from hpcm_scale.models.peers.residual_slices import CONTEXT_WINDOW, GatedSliceNetwork
+from hpcm_scale.models.peers.residual_slices import (
+    CONTEXT_WINDOW,
+    GatedSliceNetwork,
+    swin_pair,
+)
 from hpcm_scale.models.slices import SlicePartition
 from hpcm_scale.models.transforms import LATENT_STRIDE, Transform
 
@@ -93,7 +97,10 @@ class Mambavc(GatedSliceNetwork[MambavcConfig]):
             z_prior=FactorizedPrior(config.hyper_channels, bound),
             density=Gaussian(single(0.11), bound),
         )
-        self.add_contexts(config.context_width, config.context_heads, config.net_widths)
+        inputs = [config.latent_channels + size * i for i in range(MAMBAVC_SLICES)]
+        width, heads = config.context_width, config.context_heads
+        self.add_gates(inputs, inputs, width, lambda: swin_pair(width, heads))
+        self.add_slice_nets(inputs, config.net_widths)
 
     @property
     def image_multiple(self) -> int:

@@ -4,7 +4,7 @@ Source: Minnen and Singh, arXiv 2007.08739, whose walk STF, TCM, MambaVC, WeConv
 with contexts of their own.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import TypeVar
 
@@ -78,32 +78,46 @@ class ResidualSliceNetwork(CodecNetwork[Config, SlicePartition]):
         return coded + 0.5 * self.run(self.residual_nets[i], inputs).tanh()
 
 
-class GatedSliceNetwork(ResidualSliceNetwork[Config]):
-    """Slices that read all before them through gates with window attention (TCM, MambaVC)."""
+def swin_pair(width: int, heads: int) -> nn.Sequential:
+    """A plain and a shifted Swin layer: what TCM and MambaVC refine their contexts by."""
+    layers = (SwinLayer(width, heads, CONTEXT_WINDOW, shifted) for shifted in (False, True))
+    return nn.Sequential(*layers)
 
-    def add_contexts(self, width: int, heads: int, net_widths: Sequence[int]) -> None:
-        """Make the gates and nets.
+
+class GatedSliceNetwork(ResidualSliceNetwork[Config]):
+    """Slices that read all before them through gates (TCM, MambaVC, WeConvene)."""
+
+    def add_gates(
+        self,
+        read: Sequence[int],
+        given: Sequence[int],
+        width: int,
+        refine: Callable[[], nn.Module],
+    ) -> None:
+        """Make the gates.
 
         Args:
-            width, heads: channels and attention heads inside a gate.
-            net_widths: channels between the convolutions of a slice's nets.
+            read, given: channels that the gates of each slice read and hand out.
+            width: channels inside.
+            refine: makes what a gate refines its mask by.
         """
-        sizes = self.partition.sizes
-        inputs = [self.config.latent_channels + sum(sizes[:i]) for i in range(len(sizes))]
+        pairs = list(zip(read, given, strict=True))
+        self.mean_gates, self.scale_gates = (
+            nn.ModuleList(
+                GatedContext(inputs, width, outputs, refine()) for inputs, outputs in pairs
+            )
+            for _ in ("mean", "scale")
+        )
 
-        def gate(channels: int) -> GatedContext:
-            layers = (SwinLayer(width, heads, CONTEXT_WINDOW, shifted) for shifted in (False, True))
-            return GatedContext(channels, width, channels, nn.Sequential(*layers))
-
-        self.mean_gates = nn.ModuleList(map(gate, inputs))
-        self.scale_gates = nn.ModuleList(map(gate, inputs))
-        self.add_slice_nets(inputs, net_widths)
+    def beside_slice(self, i: int, mean_context: Tensor, done: Sequence[Tensor]) -> Tensor:
+        """What the residual net of slice i reads beside the slice."""
+        return mean_context
 
     def code_steps(self, params: Tensor, code: Code) -> Tensor:
         """Walk the coding steps.
 
         Args:
-            params: h_s(ẑ) (B, 2M, h, w): (mean | scale).
+            params: h_s(ẑ): (mean | scale), (B, 2C, h, w).
             code: called once a slice with its scale and mean; returns ŷ.
 
         Returns:
@@ -116,5 +130,6 @@ class GatedSliceNetwork(ResidualSliceNetwork[Config]):
         ):
             mean_context = self.run(mean_gate, torch.cat([mean, *done], dim=1))
             scale_context = self.run(scale_gate, torch.cat([scale, *done], dim=1))
-            done.append(self.code_slice(i, code, mean_context, scale_context))
+            read = self.beside_slice(i, mean_context, done)
+            done.append(self.code_slice(i, code, mean_context, scale_context, read))
         return torch.cat(done, dim=1)

@@ -20,7 +20,7 @@ from hpcm_scale.models.blocks.sampling import (
 )
 from hpcm_scale.models.blocks.window_attention import SwinLayer
 from hpcm_scale.models.density import GAUSSIAN, FactorizedPrior
-from hpcm_scale.models.peers.residual_slices import GatedSliceNetwork
+from hpcm_scale.models.peers.residual_slices import GatedSliceNetwork, swin_pair
 from hpcm_scale.models.slices import SlicePartition
 from hpcm_scale.models.transforms import Transform
 
@@ -123,7 +123,10 @@ class Tcm(GatedSliceNetwork[TcmConfig]):
             z_prior=FactorizedPrior(config.hyper_channels),
             density=GAUSSIAN,
         )
-        self.add_contexts(config.context_width, config.context_heads, config.net_widths)
+        inputs = [config.latent_channels + size * i for i in range(TCM_SLICES)]
+        width, heads = config.context_width, config.context_heads
+        self.add_gates(inputs, inputs, width, lambda: swin_pair(width, heads))
+        self.add_slice_nets(inputs, config.net_widths)
 
     @property
     def image_multiple(self) -> int:

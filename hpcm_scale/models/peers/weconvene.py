@@ -5,20 +5,20 @@ belongs to g_a, its inverse to g_s. Shape letters: M channels of the four bands 
 their sides, of which y has twice as much.
 """
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hpcm_scale.config.peers.weconvene import BANDS, WECONVENE_SLICES, WeconveneConfig
-from hpcm_scale.models.blocks.gated_context import GatedContext
 from hpcm_scale.models.blocks.gdn import GDN
 from hpcm_scale.models.blocks.haar import HALF, PUBLISHED_HALF, Haar, WaveletDown, WaveletUp
 from hpcm_scale.models.blocks.hyper_pair import HyperPair
 from hpcm_scale.models.blocks.resampling import Conv1x1
 from hpcm_scale.models.blocks.sampling import ResidualBlock, SubpixelConv, conv3
-from hpcm_scale.models.codec_network import Code
 from hpcm_scale.models.density import GAUSSIAN, FactorizedPrior
-from hpcm_scale.models.peers.residual_slices import ResidualSliceNetwork
+from hpcm_scale.models.peers.residual_slices import GatedSliceNetwork
 from hpcm_scale.models.slices import SlicePartition
 from hpcm_scale.models.transforms import Transform, reach
 
@@ -122,7 +122,7 @@ def hyper_synthesis(config: WeconveneConfig) -> Transform:
     )
 
 
-class Weconvene(ResidualSliceNetwork[WeconveneConfig]):
+class Weconvene(GatedSliceNetwork[WeconveneConfig]):
     """The codec network of one `WeconveneConfig`.
 
     Five slices of the low band, then five of the three high bands together, which read the whole
@@ -150,12 +150,10 @@ class Weconvene(ResidualSliceNetwork[WeconveneConfig]):
         read += [2 * band + high * i for i in range(WECONVENE_SLICES)]
         given = read[:WECONVENE_SLICES] + [count - band for count in read[WECONVENE_SLICES:]]
 
-        def gate(inputs: int, outputs: int) -> GatedContext:
-            blocks = (ResidualBlock(width, width, F.leaky_relu) for _ in range(2))
-            return GatedContext(inputs, width, outputs, nn.Sequential(*blocks))
+        def blocks() -> nn.Module:
+            return nn.Sequential(*(ResidualBlock(width, width, F.leaky_relu) for _ in range(2)))
 
-        self.mean_gates = nn.ModuleList(map(gate, read, given))
-        self.scale_gates = nn.ModuleList(map(gate, read, given))
+        self.add_gates(read, given, width, blocks)
         self.add_slice_nets(given, config.net_widths, read)
 
     @property
@@ -164,24 +162,7 @@ class Weconvene(ResidualSliceNetwork[WeconveneConfig]):
         c = self.config.width
         return sum(9 * c * c + c for m in self.modules() if isinstance(m, WaveletDown))
 
-    def code_steps(self, params: Tensor, code: Code) -> Tensor:
-        """Walk the coding steps.
-
-        Args:
-            params: h_s(ẑ) (B, M/2, h, w): (mean | scale), of a band's channels each.
-            code: called once a slice with its scale and mean; returns ŷ.
-
-        Returns:
-            What g_s reads (B, M, h, w): the bands of ŷ, residuals included.
-        """
-        mean, scale = params.chunk(2, dim=1)
-        done: list[Tensor] = []
-        for i, (mean_gate, scale_gate) in enumerate(
-            zip(self.mean_gates, self.scale_gates, strict=True)
-        ):
-            mean_context = self.run(mean_gate, torch.cat([mean, *done], dim=1))
-            scale_context = self.run(scale_gate, torch.cat([scale, *done], dim=1))
-            low = done[:WECONVENE_SLICES] if i >= WECONVENE_SLICES else []
-            read = torch.cat([*low, mean_context], dim=1)
-            done.append(self.code_slice(i, code, mean_context, scale_context, read))
-        return torch.cat(done, dim=1)
+    def beside_slice(self, i: int, mean_context: Tensor, done: Sequence[Tensor]) -> Tensor:
+        """The residual nets of high slices read the whole low band too."""
+        low = done[:WECONVENE_SLICES] if i >= WECONVENE_SLICES else []
+        return torch.cat([*low, mean_context], dim=1)
