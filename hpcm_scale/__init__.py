@@ -39,11 +39,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from hpcm_scale.codec.codec import Codec
+    from hpcm_scale.codec.image_io import read_image, write_image
     from hpcm_scale.config import load_run
+    from hpcm_scale.config.variants import model_config
     from hpcm_scale.data.stream import TrainStream
-    from hpcm_scale.models.zoo import build, model_config
+    from hpcm_scale.models.zoo import build
     from hpcm_scale.scaling.study import fit_laws
-    from hpcm_scale.weights.model_file import bundled_model, load_model
+    from hpcm_scale.weights.model_file import load_model
+    from hpcm_scale.weights.stored_model import bundled_model
 
 __version__ = "0.2.0"
 __all__ = [
@@ -55,17 +58,21 @@ __all__ = [
     "load_model",
     "load_run",
     "model_config",
+    "read_image",
+    "write_image",
 ]
 
 _HOMES = {
     "Codec": "codec.codec",
     "TrainStream": "data.stream",
     "build": "models.zoo",
-    "bundled_model": "weights.model_file",
+    "bundled_model": "weights.stored_model",
     "fit_laws": "scaling.study",
     "load_model": "weights.model_file",
     "load_run": "config",
-    "model_config": "models.zoo",
+    "model_config": "config.variants",
+    "read_image": "codec.image_io",
+    "write_image": "codec.image_io",
 }
 
 

@@ -62,6 +62,12 @@ class MissingPackage(HpcmError):
 
 
 EXTRAS = {
+    "torch": "torch",
+    "scipy": "fit",
+    "matplotlib": "fit",
+    "fsspec": "train",
+    "filelock": "train",
+    "psutil": "train",
     "deepspeed": "train",
     "webdataset": "train",
     "tensorboard": "train",

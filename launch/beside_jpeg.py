@@ -11,7 +11,7 @@ from hpcm_scale.codec.images import read_picture
 from hpcm_scale.evaluation.codecs import PILLOW
 from hpcm_scale.evaluation.compare import side_by_side
 from hpcm_scale.evaluation.comparison_page import nearest_in_size
-from hpcm_scale.evaluation.metrics import psnr
+from hpcm_scale.units import psnr_of
 
 photo, coded, decoded, out = map(Path, sys.argv[1:5])
 original, ours = (read_picture(path).pixels for path in (photo, decoded))
@@ -22,7 +22,7 @@ for name, size, pixels in (
     ("hpcm_scale", coded.stat().st_size, ours),
     ("JPEG", len(jpeg), theirs),
 ):
-    captions.append(f"{name}  {size} bytes  {psnr(original, pixels):.1f} dB")
+    captions.append(f"{name}  {size} bytes  {psnr_of(original, pixels):.1f} dB")
     sys.stdout.write(f"{captions[-1]}\n")
 pictures = [Image.fromarray(pixels) for pixels in (original, ours, theirs)]
 side_by_side(pictures, captions).save(out)

@@ -1,7 +1,14 @@
 """What all tests share."""
 
+import os
+
+# A console takes its width when it is made, once in a process: before any test sets one.
+os.environ.pop("COLUMNS", None)
+
 import torch
 from hypothesis import settings
+
+import hpcm_scale.cli  # noqa: F401
 
 # Small networks gain nothing from a second thread, and on a busy machine OpenMP's spinning threads
 # make them a hundred times slower.

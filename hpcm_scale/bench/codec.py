@@ -12,13 +12,14 @@ import torch
 from rich.markup import escape
 from rich.table import Table
 
-from hpcm_scale.bench.model import operations, sgemm_rate
+from hpcm_scale.bench.model import operations
 from hpcm_scale.codec.codec import Codec
 from hpcm_scale.codec.coding_result import Timing
 from hpcm_scale.codec.find_model import find_model
 from hpcm_scale.codec.images import Picture, read_picture
 from hpcm_scale.errors import DataError
-from hpcm_scale.units import GIB, peak_rss
+from hpcm_scale.models.peak import ProductRates
+from hpcm_scale.units import GIB, peak_rss, processor
 from hpcm_scale.weights.model_file import load_model
 
 _PARTS = ("network", "entropy")
@@ -52,7 +53,10 @@ def bench_files(
     loaded = load_model(find_model(model), device)
     codecs = {"fast": Codec(loaded, portable=False, memory=memory)}
     if portable:
-        codecs["portable"] = Codec(loaded, memory=memory)
+        codecs["portable"] = Codec(loaded, memory=memory, exact_pixels=False)
+        exact = Codec(loaded, memory=memory)
+        if exact.makes_exact_pixels():
+            codecs["pixels"] = exact
     table = bench_codec(codecs, pictures, repeats)
     if busy:
         name, codec = list(codecs.items())[-1]
@@ -100,8 +104,8 @@ def _beside_others(
 def bench_codec(codecs: Mapping[str, Codec], pictures: list[Picture], repeats: int) -> Table:
     """Encode and decode every picture `repeats` times with every codec, in turn.
 
-    Every decode is checked to give the same pixels. The sgemm peak is measured between the
-    repeats, so that a busy machine slows all alike.
+    Every decode is checked to give the same pixels. Rates of large products are measured between
+    the repeats, so that a busy machine slows all alike.
 
     Args:
         codecs: by what they are called, of one model; the first is what the others compare with.
@@ -109,9 +113,9 @@ def bench_codec(codecs: Mapping[str, Codec], pictures: list[Picture], repeats: i
         pictures: of one size.
 
     Returns:
-        a table of medians: seconds in all, in the network and in entropy coding; the last as a
-        share of all; the network's share of the sgemm peak; the time over the first codec's, taken
-        in the same repeat.
+        a table of medians: seconds in all, in the network and in entropy coding; the network's
+        share of the rates of a large product in fp32 and in the fastest arithmetic of this
+        processor; the time over the first codec's, taken in the same repeat.
     """
     first = next(iter(codecs))
     encoded = {name: [codec.compress(p) for p in pictures] for name, codec in codecs.items()}
@@ -126,10 +130,10 @@ def bench_codec(codecs: Mapping[str, Codec], pictures: list[Picture], repeats: i
     timings: dict[tuple[str, str], list[Timing]] = {
         (verb, name): [] for verb in flops for name in codecs
     }
-    peaks = []
+    products, rates = ProductRates(), []
     for _ in range(repeats):
         for i, picture in enumerate(pictures):
-            peaks.append(sgemm_rate())
+            rates.append(products.measure())
             for name, codec in codecs.items():
                 timings["encode", name].append(codec.compress(picture).timing)
                 again = codec.decompress(encoded[name][i].data)
@@ -140,35 +144,38 @@ def bench_codec(codecs: Mapping[str, Codec], pictures: list[Picture], repeats: i
     size = f"{pictures[0].width}x{pictures[0].height}"
     label = codecs[first].info.label
     table = Table(title=escape(f"{label}, {len(pictures)} pictures of {size}, medians"))
-    columns = ("", "seconds", "network", "coding", "of total", "of sgemm")
+    columns = ("", "seconds", "network", "coding", "of fp32", "of peak")
     for column in columns + ((f"over {first}",) if len(codecs) > 1 else ()):
         table.add_column(column, justify="left" if not column else "right")
     for (verb, name), found in timings.items():
         network, entropy = (median(getattr(t, part) for t in found) for part in _PARTS)
         # All pictures of a bench are of one size, and so is their arithmetic.
-        share = median(flops[verb] / t.network / peak for t, peak in zip(found, peaks, strict=True))
+        achieved = [flops[verb] / t.network for t in found]
+        shares = [
+            median(rate / of(known) for rate, known in zip(achieved, rates, strict=True))
+            for of in (lambda known: known["fp32"], lambda known: max(known.values()))
+        ]
         ratio = median(
             t.total / reference.total
             for t, reference in zip(found, timings[verb, first], strict=True)
         )
         table.add_row(
-            f"{verb}, {name}",
+            f"{verb} {name}",
             f"{median(t.total for t in found):.3f}",
             f"{network:.3f}",
             f"{entropy:.4f}",
-            f"{entropy / (network + entropy):.1%}",
-            f"{share:.0%}",
+            *(f"{share:.0%}" for share in shares),
             f"{ratio:.2f}" if name != first else "",
         )
     resident = peak_rss() / GIB
     pixels = sum(picture.width * picture.height for picture in pictures)
-    rates = ", ".join(
+    bpp = ", ".join(
         f"{8 * sum(len(e.data) for e in results) / pixels:.4f} bpp {name}"
         for name, results in encoded.items()
     )
     table.caption = (
-        f"{torch.get_num_threads()} threads, sgemm {median(peaks) / 1e9:.0f} GFLOP/s, "
+        f"{processor()}, {torch.get_num_threads()} threads; {products}; "
         f"{flops['encode'] / 1e9:.0f} and {flops['decode'] / 1e9:.0f} GFLOP a picture, "
-        f"peak memory {resident:.2f} GiB, {rates}"
+        f"peak memory {resident:.2f} GiB, {bpp}"
     )
     return table

@@ -1,5 +1,6 @@
 """Speed of a network on this machine, part by part, and its share of the peak."""
 
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import median
@@ -12,12 +13,16 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from hpcm_scale.config import ModelConfig
 from hpcm_scale.models.codec_network import CodecNetwork, noise_shapes
-from hpcm_scale.models.peak import peak_rate, sgemm_rate
+from hpcm_scale.models.peak import ProductRates
+from hpcm_scale.models.torch_internals import has_native_bf16
 from hpcm_scale.models.zoo import build
-from hpcm_scale.units import GIB, peak_rss
+from hpcm_scale.planning.launches import count_launches
+from hpcm_scale.units import GIB, peak_rss, processor
 
 CROPS, CROP = 4, 256
 """The training step that is measured: crops and their side."""
+TRANSFORMS = ("g_a", "g_s")
+"""Parts of a picture that may be computed in bf16; the others decide symbols."""
 
 
 def operations(run: Callable[[], object]) -> int:
@@ -27,13 +32,15 @@ def operations(run: Callable[[], object]) -> int:
     return counter.get_total_flops()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Part:
-    """Something to time."""
+    """A part of a model that is timed."""
 
     name: str
     run: Callable[[], object]
     flops: int
+    precision: str
+    """fp32 or bf16."""
 
 
 def bench_model(
@@ -41,8 +48,9 @@ def bench_model(
 ) -> Table:
     """Median times of a picture's parts and of a training step, with random weights.
 
-    Every repeat measures the sgemm peak again beside each part: on a shared machine only the
-    ratio of two times taken together means something.
+    In fp32, and transforms and step in bf16 too where the processor has it. Every repeat measures
+    the rates of large products again beside each part: on a shared machine only the ratio of two
+    times taken together means something.
 
     Args:
         width, height: of the picture; multiples of the network's image_multiple.
@@ -62,34 +70,44 @@ def bench_model(
     parts = _picture(network.eval(), x)
     if train:
         parts.append(_training_step(network))
-    times: dict[str, list[float]] = {part.name: [] for part in parts}
-    shares: dict[str, list[float]] = {part.name: [] for part in parts}
-    peaks, fastest = [], []
+    if has_native_bf16():
+        half = build(config).to(torch.bfloat16)
+        parts += [part for part in _picture(half.eval(), x.bfloat16()) if part.name in TRANSFORMS]
+        if train:
+            parts.append(_training_step(half))
+    times, products = defaultdict(list), ProductRates()
+    shares: dict[Part, list[tuple[float, float]]] = defaultdict(list)
     for _ in range(repeats):
-        fastest.append(peak_rate("cpu", torch.float32))
         for part in parts:
-            peaks.append(sgemm_rate())
+            rates = products.measure()
             start = perf_counter()
             part.run()
-            times[part.name].append(perf_counter() - start)
-            shares[part.name].append(part.flops / times[part.name][-1] / peaks[-1])
+            seconds = perf_counter() - start
+            times[part].append(seconds)
+            best = max(rates.values())
+            shares[part].append(
+                (part.flops / seconds / rates[part.precision], part.flops / seconds / best)
+            )
 
     table = Table(title=f"{config.name}, {width}x{height}, medians of {repeats}")
-    for column in ("part", "GFLOP", "seconds", "GFLOP/s", "of sgemm peak"):
-        table.add_column(column, justify="left" if column == "part" else "right")
+    table.add_column("part")
+    table.add_column("arithmetic")
+    for column in ("GFLOP", "seconds", "GFLOP/s", "of a product in it", "of the fastest"):
+        table.add_column(column, justify="right")
     for part in parts:
-        seconds = median(times[part.name])
+        seconds = median(times[part])
+        of_own, of_best = (median(share) for share in zip(*shares[part], strict=True))
         table.add_row(
-            part.name,
+            *(part.name, part.precision),
             f"{part.flops / 1e9:.1f}",
             f"{seconds:.3f}",
             f"{part.flops / seconds / 1e9:.0f}",
-            f"{median(shares[part.name]):.0%}",
+            *(f"{of_own:.0%}", f"{of_best:.0%}"),
         )
-    resident = peak_rss() / GIB
     table.caption = (
-        f"{torch.get_num_threads()} threads, sgemm {median(peaks) / 1e9:.0f} GFLOP/s by torch.mm, "
-        f"{median(fastest) / 1e9:.0f} by oneDNN, peak memory {resident:.2f} GiB"
+        f"{processor()}, {torch.get_num_threads()} threads; {products}; "
+        f"peak memory {peak_rss() / GIB:.2f} GiB; a training step dispatches "
+        f"{count_launches(config, CROP, False)} operations on an accelerator"
     )
     return table
 
@@ -116,16 +134,22 @@ def _picture(network: CodecNetwork, x: Tensor) -> list[Part]:
         "g_s": lambda: network.g_s(y_hat),
         "forward": whole,
     }
+    precision = _precision(x)
     return [
-        Part(name, torch.inference_mode()(run), operations(torch.no_grad()(run)))
+        Part(name, torch.inference_mode()(run), operations(torch.no_grad()(run)), precision)
         for name, run in runs.items()
     ]
+
+
+def _precision(x: Tensor) -> str:
+    return "bf16" if x.dtype == torch.bfloat16 else "fp32"
 
 
 def _training_step(network: CodecNetwork) -> Part:
     """Forward and backward of a batch of crops."""
     config = network.config
     x = torch.rand(CROPS, 3, CROP, CROP).contiguous(memory_format=torch.channels_last)
+    x = x.to(next(network.parameters()).dtype)
     y, z = noise_shapes(config, CROPS, CROP, CROP)
     noise = (torch.rand(y) - 0.5, torch.rand(z) - 0.5)
 
@@ -136,4 +160,4 @@ def _training_step(network: CodecNetwork) -> Part:
 
     with torch.no_grad():
         forward = operations(lambda: network(x, noise))
-    return Part(f"train, {CROPS} crops of {CROP}", step, 3 * forward)
+    return Part(f"train, {CROPS} crops of {CROP}", step, 3 * forward, _precision(x))

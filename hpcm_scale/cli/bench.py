@@ -1,5 +1,8 @@
 """Verbs that measure speed on this machine."""
 
+from functools import partial
+from pathlib import Path
+
 import typer
 
 from hpcm_scale.cli.program import app, bytes_of, checked_device, console
@@ -35,7 +38,7 @@ def bench_model(
     compiled: bool = typer.Option(False, "--compile", help="Transforms through torch.compile."),
     threads: int | None = typer.Option(None, min=1, help="CPU threads; all cores by default."),
 ) -> None:
-    """Time a network part by part, with random weights, against the sgemm peak."""
+    """Time a network part by part, with random weights, against the rates of large products."""
     from hpcm_scale.bench.model import bench_model
     from hpcm_scale.errors import ConfigError
     from hpcm_scale.models.zoo import model_config
@@ -58,7 +61,7 @@ def bench_train(
     repeats: int = typer.Option(5, min=1, help="Measured steps of each; medians are shown."),
     threads: int | None = typer.Option(None, min=1, help="CPU threads; all cores by default."),
 ) -> None:
-    """Training steps through DeepSpeed against a bare PyTorch loop and the sgemm peak."""
+    """Training steps through DeepSpeed against a bare PyTorch loop and large products."""
     import torch
 
     from hpcm_scale.bench.train import bench_train
@@ -67,6 +70,62 @@ def bench_train(
     choice = ModelChoice(variant=variant, width=width)
     table = bench_train(choice, batch, crop, repeats, threads or torch.get_num_threads())
     console.print(table)
+
+
+@bench.command("coordinates")
+def bench_coordinates(
+    variant: str = typer.Argument("base", help="A variant of configs/models."),
+    widths: str = typer.Option("0.05,0.075,0.1,0.15,0.25", help="Width multipliers."),
+    base_width: float = typer.Option(0.1, min=1e-3, help="The one that mup takes for its base."),
+    seeds: int = typer.Option(8, min=1, help="Networks of each width."),
+    steps: int = typer.Option(4, min=1, help="Training steps."),
+    lr: float = typer.Option(2e-4, min=1e-9, help="Learning rate."),
+    eps: float = typer.Option(1e-8, min=0, help="Adam's epsilon; the trainer's by default."),
+    only: str = typer.Option(None, help="standard or mup; both by default."),
+    threads: int | None = typer.Option(None, min=1, help="CPU threads; all cores by default."),
+) -> None:
+    """Check that learning rates transfer: what a few steps change in each layer, by width."""
+    from hpcm_scale.bench.coordinates import PARAMETRIZATIONS, Check, measure, table
+    from hpcm_scale.errors import ConfigError
+
+    checked_device("cpu", threads)
+    try:
+        chosen = tuple(float(width) for width in widths.split(","))
+    except ValueError:
+        raise ConfigError(f"--widths: {widths!r} is not a list of numbers") from None
+    if len(chosen) < 2 or min(chosen) <= 0:
+        raise ConfigError(f"--widths: {widths!r} is not two or more numbers above 0")
+    if only not in (None, *PARAMETRIZATIONS):
+        raise ConfigError(f"--only: {only!r} is not one of {', '.join(PARAMETRIZATIONS)}")
+    check = Check(variant, chosen, base_width, seeds, steps, lr, eps=eps)
+    for parametrization in PARAMETRIZATIONS:
+        if only in (None, parametrization):
+            console.print(table(measure(check, parametrization), check, parametrization))
+
+
+@bench.command("gpu")
+def bench_gpu(
+    out: Path = typer.Argument(Path("runs/gpu-check"), help="Folder of report, record and runs."),
+    name: str | None = typer.Option(
+        None, help="Also keep the record as launch/records/NAME.json, where `plan` finds it."
+    ),
+) -> None:
+    """Everything a machine with a GPU has to prove, under an hour; a CPU does it smaller.
+
+    Doctor, parity with the CPU, exact files, ZeRO stages, kill and resume, step times with and
+    without graphs, memory, data. Exit code 1 if a check fails.
+    """
+    from hpcm_scale.bench.gpu_check import GpuCheck, plan_here
+    from hpcm_scale.planning.measured import RECORDS
+
+    say = partial(console.print, highlight=False, markup=False)
+    record = GpuCheck(plan_here(), out.absolute(), say).run()
+    if name is not None:
+        RECORDS.mkdir(parents=True, exist_ok=True)
+        record.save(RECORDS / f"{name}.json")
+    console.print(f"{out / 'report.html'}, {out / 'record.json'}")
+    if not all(check.passed for check in record.checks):
+        raise typer.Exit(1)
 
 
 @bench.command("codec")
@@ -84,7 +143,7 @@ def bench_codec(
         0, min=0, help="Also beside so many busy processes: what shared cores cost."
     ),
 ) -> None:
-    """Encode and decode times, by network and entropy coding, against the sgemm peak."""
+    """Encode and decode times, in parts, against the rates of large products."""
     from hpcm_scale.bench.codec import bench_files
 
     device = checked_device(device, threads)

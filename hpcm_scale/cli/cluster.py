@@ -44,6 +44,11 @@ def plan(
     price: float = typer.Option(
         2.5, min=0, help="Of an accelerator-hour.", rich_help_panel=HARDWARE
     ),
+    record: str | None = typer.Option(
+        None,
+        help="A record of launch/gpu_check.sh to take instead of assumptions, or none [default: "
+        "the newest of a GPU in launch/records]",
+    ),
     h100_report: bool = typer.Option(
         False,
         "--h100-report",
@@ -58,12 +63,14 @@ def plan(
     ),
 ) -> None:
     """Memory, traffic, time and cost of training on a cluster, and which settings to take."""
+    from hpcm_scale.errors import ConfigError
     from hpcm_scale.models.zoo import model_config
     from hpcm_scale.planning.cluster_plan import Cluster, plan_cluster
+    from hpcm_scale.planning.measured import Measured, newest_record
     from hpcm_scale.units import parse_size
 
     if measure:
-        from hpcm_scale.bench.train import measure_memory
+        from hpcm_scale.bench.train_memory import measure_memory
 
         console.print(measure_memory())
         return
@@ -84,6 +91,15 @@ def plan(
         inter_node_bw=inter_node_bw,
         price=price,
     )
+    path = newest_record() if record is None else None if record == "none" else Path(record)
+    if path is not None:
+        found = Measured.load(path)
+        if found.accelerator != "cuda":
+            raise ConfigError(
+                f"--record: {path} was measured on a CPU ({found.device}), which tells nothing of "
+                "accelerators; run launch/gpu_check.sh on one"
+            )
+        cluster = cluster.measured(found, config.name)
     ranks = cluster.ranks
     shared = batch or max(1, round(32 / ranks)) * ranks
     result = plan_cluster(config, cluster, batch=shared, crop=crop, images=crops)

@@ -2,10 +2,36 @@
 
 import typer
 
-from hpcm_scale.cli.program import app, bytes_of, checked_device
+from hpcm_scale.cli.program import app, bytes_of, checked_engine
 
 MODELS, MACHINE = "Models", "Machine"
 """Panels of the help, behind the options that people need most."""
+DEVICE = typer.Option(
+    "cpu",
+    help="Where the network runs: cpu, cuda, cuda:1, ...",
+    rich_help_panel=MACHINE,
+)
+ENGINE = typer.Option(
+    None,
+    help="What computes: torch, or numpy; torch where it is installed.",
+    rich_help_panel=MACHINE,
+)
+THREADS = typer.Option(
+    None,
+    min=1,
+    help="CPU threads of each job; all cores, shared out, by default.",
+    rich_help_panel=MACHINE,
+)
+MEMORY = typer.Option(
+    2.0,
+    min=0.05,
+    help="GiB the network may work in, in each job.",
+    rich_help_panel=MACHINE,
+)
+STRIP = typer.Option(
+    False, "--strip", help="Leave out EXIF, XMP, resolution and colour tags; keep the profile."
+)
+FORCE = typer.Option(False, "--force", help="Replace results that are there already.")
 
 
 def model_names(incomplete: str) -> list[str]:
@@ -26,19 +52,28 @@ def encode(
         "--output",
         help="File, folder or -; beside each input by default.",
     ),
-    quality: int | None = typer.Option(
-        None, "-q", "--quality", min=1, help="1 for the lowest rate there is a model for, 2, ..."
+    quality: float | None = typer.Option(
+        None, "-q", "--quality", help="1 for the smallest file to 100 for the best picture [50]"
+    ),
+    size: str | None = typer.Option(None, help="Bytes the file may have, such as 200KB."),
+    bpp: float | None = typer.Option(None, help="Bits a pixel that the file may have."),
+    psnr: float | None = typer.Option(None, help="dB that the decoded picture has at least."),
+    total_size: str | None = typer.Option(
+        None, help="Bytes that all files together may have, at one quality."
+    ),
+    progressive: bool = typer.Option(
+        False,
+        "--progressive",
+        help="Let the file's beginning give a preview, for 12 bytes or so.",
     ),
     verify: bool = typer.Option(
         False, "--verify", help="Decode each result before writing it, and compare."
     ),
-    strip: bool = typer.Option(
-        False, "--strip", help="Leave out EXIF, XMP, resolution and colour tags; keep the profile."
-    ),
+    strip: bool = STRIP,
     skip_existing: bool = typer.Option(
         False, "--skip-existing", help="Leave out pictures whose result is there already."
     ),
-    force: bool = typer.Option(False, "--force", help="Replace results that are there already."),
+    force: bool = FORCE,
     jobs: int = typer.Option(1, "-j", "--jobs", min=1, help="Pictures at once."),
     verbose: bool = typer.Option(False, "-v", "--verbose", help="Where time and bits went."),
     model: str | None = typer.Option(
@@ -55,39 +90,42 @@ def encode(
         help="Floating-point arithmetic: certain to decode only on a machine like this one.",
         rich_help_panel=MODELS,
     ),
-    device: str = typer.Option(
-        "cpu",
-        help="Where the network runs: cpu, cuda, cuda:1, ...",
-        rich_help_panel=MACHINE,
-    ),
-    threads: int | None = typer.Option(
+    exact_pixels: bool | None = typer.Option(
         None,
-        min=1,
-        help="CPU threads of each job; all cores, shared out, by default.",
-        rich_help_panel=MACHINE,
+        "--exact-pixels/--no-exact-pixels",
+        help="The same pixels on every machine, to the last bit; the default where models can.",
+        rich_help_panel=MODELS,
+        show_default=False,
     ),
-    memory: float = typer.Option(
-        2.0,
-        min=0.05,
-        help="GiB the network may work in, in each job.",
-        rich_help_panel=MACHINE,
-    ),
+    device: str = DEVICE,
+    engine: str | None = ENGINE,
+    threads: int | None = THREADS,
+    memory: float = MEMORY,
 ) -> None:
     """Compress pictures to .hpcm files, which decode to the same symbols on every machine."""
-    from hpcm_scale.codec.commands import FileOptions, encode_files
+    from hpcm_scale.codec.aim import NO_AIM, Aim
+    from hpcm_scale.codec.commands import ArithmeticOptions, FileOptions, encode_files
+    from hpcm_scale.errors import ConfigError
+    from hpcm_scale.units import parse_size
 
+    most = None if size is None else parse_size("--size", size)
+    total = None if total_size is None else parse_size("--total-size", total_size)
+    aim = Aim(quality, most, bpp, psnr)
+    if total is not None and aim != NO_AIM:
+        raise ConfigError("--total-size: give it without --quality, --size, --bpp and --psnr")
     options = FileOptions(
         output,
         force,
         skip_existing,
         strip,
         verbose,
-        checked_device(device, threads),
+        *checked_engine(engine, device, threads),
         bytes_of(memory),
         jobs,
         threads,
     )
-    encode_files(inputs, options, model, quality, fast, verify)
+    arithmetic = ArithmeticOptions(not fast, exact_pixels)
+    encode_files(inputs, options, model, aim, arithmetic, verify, total, progressive)
 
 
 @app.command()
@@ -101,13 +139,16 @@ def decode(
         "--output",
         help="File, folder or -; its extension chooses the format, PNG by default.",
     ),
-    strip: bool = typer.Option(
-        False, "--strip", help="Leave out EXIF, XMP, resolution and colour tags; keep the profile."
+    preview: bool = typer.Option(
+        False,
+        "--preview",
+        help="Show the beginning of progressive files, even if their ends are lacking.",
     ),
+    strip: bool = STRIP,
     skip_existing: bool = typer.Option(
         False, "--skip-existing", help="Leave out files whose result is there already."
     ),
-    force: bool = typer.Option(False, "--force", help="Replace results that are there already."),
+    force: bool = FORCE,
     jobs: int = typer.Option(1, "-j", "--jobs", min=1, help="Files at once."),
     verbose: bool = typer.Option(False, "-v", "--verbose", help="Where time went."),
     model: str | None = typer.Option(
@@ -118,23 +159,10 @@ def decode(
         rich_help_panel=MODELS,
         autocompletion=model_names,
     ),
-    device: str = typer.Option(
-        "cpu",
-        help="Where the network runs: cpu, cuda, cuda:1, ...",
-        rich_help_panel=MACHINE,
-    ),
-    threads: int | None = typer.Option(
-        None,
-        min=1,
-        help="CPU threads of each job; all cores, shared out, by default.",
-        rich_help_panel=MACHINE,
-    ),
-    memory: float = typer.Option(
-        2.0,
-        min=0.05,
-        help="GiB the network may work in, in each job.",
-        rich_help_panel=MACHINE,
-    ),
+    device: str = DEVICE,
+    engine: str | None = ENGINE,
+    threads: int | None = THREADS,
+    memory: float = MEMORY,
 ) -> None:
     """Decompress .hpcm files to pictures."""
     from hpcm_scale.codec.commands import FileOptions, decode_files
@@ -145,9 +173,9 @@ def decode(
         skip_existing,
         strip,
         verbose,
-        checked_device(device, threads),
+        *checked_engine(engine, device, threads),
         bytes_of(memory),
         jobs,
         threads,
     )
-    decode_files(inputs, options, model)
+    decode_files(inputs, options, model, preview)

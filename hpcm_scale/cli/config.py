@@ -64,8 +64,10 @@ def fields(kind: Any, prefix: str = "") -> Iterator[tuple[str, Any, str]]:
     """Dotted name, default and meaning of every field of a configuration, sections entered."""
     from pydantic_core import PydanticUndefined
 
+    from hpcm_scale.config.meanings import meanings
     from hpcm_scale.config.strict import section_of
 
+    said = meanings(kind)
     for name, field in kind.model_fields.items():
         section = section_of(kind, name)
         if section is not None:
@@ -75,7 +77,7 @@ def fields(kind: Any, prefix: str = "") -> Iterator[tuple[str, Any, str]]:
         default = "required" if default is PydanticUndefined else default
         if isinstance(default, tuple):
             default = list(default)
-        yield f"{prefix}{name}", default, " ".join((field.description or "").split())
+        yield f"{prefix}{name}", default, said.get(name, "")
 
 
 def _at(values: Mapping[str, Any], dotted: str) -> Any:

@@ -1,4 +1,4 @@
-"""Verbs on datasets."""
+"""Verbs that pack, list and check datasets."""
 
 from pathlib import Path
 

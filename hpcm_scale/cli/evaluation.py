@@ -53,7 +53,7 @@ def eval_(
 ) -> None:
     """Measure models and other codecs on pictures: files' real sizes, quality, time, memory.
 
-    Interrupted, it goes on where it was when called again. With several processes, on GPUs or CPUs:
+    Interrupted, it resumes when called again. With several processes, on GPUs or CPUs:
     accelerate launch --multi_gpu --num_processes 4 -m hpcm_scale.cli eval ...
     """
     from hpcm_scale.evaluation.commands import evaluate_codecs

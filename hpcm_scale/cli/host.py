@@ -1,4 +1,4 @@
-"""What launch/no_ssh.sh runs on every host: `python -m hpcm_scale.cli.host SCRIPT ARGUMENTS...`."""
+"""Entry of launch/no_ssh.sh on every host: `python -m hpcm_scale.cli.host SCRIPT ARGUMENTS...`."""
 
 import sys
 

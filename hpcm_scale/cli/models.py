@@ -27,6 +27,11 @@ def export(
         None, help="Bytes a file may hold, such as 5GB; more goes into shards with an index."
     ),
     half: bool = typer.Option(False, "--half", help="Round to float16, for half of the size."),
+    in_bytes: bool = typer.Option(
+        False,
+        "--bytes",
+        help="Also the weights that coding takes as bytes: a third, of HPCM models.",
+    ),
     check: bool = typer.Option(
         True, help="Compare the model's validation loss with the run's before it is put in place."
     ),
@@ -48,6 +53,7 @@ def export(
             weights=weights,
             shard_size=limit,
             half=half,
+            in_bytes=in_bytes,
             check=check,
         )
     source = f"{done.checkpoint} ({'moving average' if done.weights == 'ema' else 'weights'})"
@@ -74,7 +80,7 @@ def import_(
 
 def _say_written(source: str, written: "ModelInfo", remark: str = "") -> None:
     """The line about a model file just written."""
-    from hpcm_scale.weights.model_file import files_of
+    from hpcm_scale.weights.stored_model import files_of
 
     files = files_of(written.path)
     shards = f" and {len(files) - 1} shards" if len(files) > 1 else ""
@@ -97,8 +103,8 @@ def info(
     depth: float = typer.Option(1.0, help="Depth multiplier, for a variant."),
 ) -> None:
     """Say what a file is, or count a variant's parameters and arithmetic."""
+    from hpcm_scale.config.variants import model_config, variants
     from hpcm_scale.errors import ConfigError
-    from hpcm_scale.models.zoo import model_config, variants
 
     if target in variants() or target.endswith((".yaml", ".yml")):
         from hpcm_scale.models.complexity import complexity_table

@@ -6,13 +6,17 @@ Heavy imports stay inside the verbs, so that `hpcm-scale --help` and the fits do
 import os
 import signal
 import sys
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 # Before torch is loaded: threads that wait for each other sleep. Spinning, two threads on cores
 # that others use take ten times as long.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 # A rank whose connections break says why in a line; torch would add a page of C++ frames.
 os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+
+# Plugins of pydantic are looked for in every package that is installed, which takes longer than
+# a small picture; none is of use here.
+os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
 
 import typer
 from rich.console import Console
@@ -21,6 +25,9 @@ from rich.text import Text
 from hpcm_scale import __version__
 from hpcm_scale.errors import ConfigError, HpcmError, missing_package, one_line
 from hpcm_scale.units import GIB
+
+if TYPE_CHECKING:
+    from hpcm_scale.codec.engines.choose import Name
 
 app = typer.Typer(
     name="hpcm-scale",
@@ -63,10 +70,8 @@ def checked_device(name: str, threads: int | None) -> str:
     """
     import torch
 
-    most = THREADS_A_CORE * (os.cpu_count() or 1)
     if threads is not None:
-        if threads > most:
-            raise ConfigError(f"--threads: {threads} is above {most}, {THREADS_A_CORE} a core")
+        _check_threads(threads)
         torch.set_num_threads(threads)
     try:
         torch.ones(1, device=name).sum().item()
@@ -74,6 +79,29 @@ def checked_device(name: str, threads: int | None) -> str:
         reason = str(error).splitlines()[0]
         raise ConfigError(f"--device: {name!r} cannot be used ({reason})") from None
     return name
+
+
+def checked_engine(name: str | None, device: str, threads: int | None) -> tuple[str, "Name"]:
+    """A device, tried, and the engine that computes on it, with its threads set.
+
+    Raises:
+        ConfigError: as `checked_device` and `chosen_engine`.
+    """
+    from hpcm_scale.codec.engines.choose import chosen_engine, set_threads
+
+    engine = chosen_engine(name, device)
+    if engine == "torch":
+        return checked_device(device, threads), engine
+    if threads is not None:
+        _check_threads(threads)
+        set_threads(engine, threads)
+    return device, engine
+
+
+def _check_threads(threads: int) -> None:
+    most = THREADS_A_CORE * (os.cpu_count() or 1)
+    if threads > most:
+        raise ConfigError(f"--threads: {threads} is above {most}, {THREADS_A_CORE} a core")
 
 
 def main() -> None:

@@ -62,6 +62,12 @@ def fit(
     group: str = typer.Option(
         None, "--group", help="Column of families: each has its own law.", rich_help_panel=TABLES
     ),
+    step: float = typer.Option(
+        None,
+        min=0,
+        help="Of tables with a row a step: the last row up to this step, not of all, counts.",
+        rich_help_panel=TABLES,
+    ),
     flops_per: float = typer.Option(
         None,
         min=0,
@@ -92,15 +98,18 @@ def fit(
     if tables and len(tables) < len(runs):
         raise RunError("tables and run folders are fitted apart: give one kind at a time")
     if tables:
-        found, notes = read_tables(tables, columns, drop_highest)
+        found, notes = read_tables(tables, columns, drop_highest, step)
         of_tables = table_study(found, notes, settings, flops_per)
         for piece in summary.table_summary(of_tables):
             console.print(piece)
         written = report.write_table_report(of_tables, out)
         console.print(f"{written[0]} and {len(written) - 1} files beside it", highlight=False)
         return
-    if columns != Columns() or drop_highest or flops_per:
-        raise RunError("--n, --d, --c, --loss, --group, --flops-per, --drop-highest: for tables")
+    if columns != Columns() or drop_highest or flops_per or step is not None:
+        raise RunError(
+            "--n, --d, --c, --loss, --batch, --lr, --group, --step, --flops-per, --drop-highest: "
+            "for tables"
+        )
     result = study(read_runs(runs), settings)
     for piece in summary.summary(result):
         console.print(piece)
@@ -173,13 +182,13 @@ def ladder_status(path: Path = LADDER, only: list[str] = ONLY, changes: list[str
 
 
 @ladder.command("compare")
-def compare_arms(
+def compare_ablations(
     path: Path = LADDER,
     records: Path = typer.Option(None, help="Copied records [default: the runs themselves]."),
     confidence: float = typer.Option(0.95, min=0.5, max=0.999, help="Level of the intervals."),
     changes: list[str] = SET,
 ) -> None:
-    """Compare the arms of a ladder with the size they change, seed by seed."""
+    """Compare the ablations of a ladder with the size they change, seed by seed."""
     from hpcm_scale.ladder.table import compared
 
     _print(compared(_runs(path, changes, None)[1], records, confidence))

@@ -37,7 +37,7 @@ class CheckResult:
     host: str
     found: str
     remedy: str | None = None
-    """What puts it right; None if nothing is wrong."""
+    """Remedy; None if nothing is wrong."""
 
 
 def examine_hosts(

@@ -30,7 +30,7 @@ class HostReport:
     """0 where there is none but the CPU."""
     port_free: bool
     lacks: list[str]
-    """What DeepSpeed needs to compile its operators and does not find."""
+    """Tools that DeepSpeed needs to compile its operators and does not find."""
     data: str | None
     """Digest of the dataset's manifest; None if no dataset was asked about."""
     data_error: str | None

@@ -12,7 +12,7 @@ from pathlib import Path
 from hpcm_scale.errors import ConfigError
 
 OPTIONS = ("-n", "-o", "BatchMode=yes", "-o", "ConnectTimeout=10")
-"""Of every ssh here: no question is ever asked. Those in SSH_OPTIONS (launch/env.sh) come after."""
+"""Options of every ssh here: it never asks a question. SSH_OPTIONS (launch/env.sh) come after."""
 
 
 @dataclass(frozen=True)

@@ -69,12 +69,15 @@ class Encoded:
     metadata_bytes: int
     """The part of `data` that holds metadata."""
     estimated_bits: float | None
-    """Information content of the symbols under the model's densities; None unless asked for."""
+    """Information content of the symbols under the model's densities; None unless asked for of an
+    engine that has them."""
     timing: Timing
     notices: tuple[str, ...] = ()
     """Losses beside the coding itself, for the user to know."""
     reconstruction: np.ndarray | None = None
     """The pixels that `data` should decode to, uint8; None unless asked for."""
+    rate: int | None = None
+    """Rate of the file, as its header has it; None of a model of one rate."""
 
     @property
     def bpp(self) -> float:

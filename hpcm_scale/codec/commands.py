@@ -1,6 +1,5 @@
 """The verbs `encode` and `decode` of the command line: files and pipes around the Codec."""
 
-import math
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -8,12 +7,15 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from time import perf_counter
+from typing import NamedTuple
 
 import numpy as np
 
 from hpcm_scale.codec import container
+from hpcm_scale.codec.aim import HIGHEST_QUALITY, NO_AIM, Aim, largest_within, quality_of
 from hpcm_scale.codec.codec import Codec
 from hpcm_scale.codec.coding_result import Encoded, OnProgress, part_of, unheard
+from hpcm_scale.codec.engines.choose import Name
 from hpcm_scale.codec.file_jobs import PIPE, Job, plan_jobs
 from hpcm_scale.codec.find_model import Catalogue
 from hpcm_scale.codec.image_kinds import is_picture
@@ -23,7 +25,8 @@ from hpcm_scale.codec.metadata import Metadata
 from hpcm_scale.codec.run_jobs import run_jobs
 from hpcm_scale.errors import BitstreamError, DataError
 from hpcm_scale.files import atomic_write
-from hpcm_scale.units import psnr
+from hpcm_scale.units import psnr_of
+from hpcm_scale.weights.stored_model import read_info
 
 SUFFIX = ".hpcm"
 TOLERANCE = 1
@@ -46,6 +49,8 @@ class FileOptions:
     """Also say where time and bits went."""
     device: str = "cpu"
     """Device of the network."""
+    engine: Name = "torch"
+    """Library that computes the network."""
     memory: int = 2 << 30
     """Bytes the network may work in, in each process."""
     jobs: int = 1
@@ -54,21 +59,39 @@ class FileOptions:
     """CPU threads of each process; None to share the cores out."""
 
 
+class ArithmeticOptions(NamedTuple):
+    """The arithmetic of files that are made."""
+
+    portable: bool = True
+    """Exact on the entropy path; else files are certain to decode only on a machine like this."""
+    pixels: bool | None = None
+    """Exact in g_s too, as `Codec` takes it."""
+
+
+EXACT = ArithmeticOptions()
+
+
 def encode_files(
     inputs: Sequence[str],
     options: FileOptions,
     model: str | None = None,
-    quality: int | None = None,
-    fast: bool = False,
+    aim: Aim = NO_AIM,
+    arithmetic: ArithmeticOptions = EXACT,
     verify: bool = False,
+    total_size: int | None = None,
+    progressive: bool = False,
 ) -> None:
     """Compress pictures, each to a `.hpcm` file.
 
     Args:
         inputs: files, folders whose pictures are taken, or - for standard input.
-        model: as `Catalogue.find` takes it; likewise `quality`.
-        fast: make files that are certain to decode only on a machine like this one.
+        model: as `Catalogue.find` takes it, with the quality of `aim`.
+        aim: for each file, where the model codes at every rate; a model of one rate that is chosen
+            by its place among others meets a quality by that.
+        arithmetic: of the files.
         verify: decode each result before writing it, and compare.
+        total_size: bytes of all results together, at most and at one rate; instead of an aim.
+        progressive: make files whose beginning gives a preview.
 
     Raises:
         HpcmError: for the first thing that goes wrong; with several inputs, after trying them all.
@@ -82,19 +105,29 @@ def encode_files(
             raise DataError(
                 f"--output: {job.target} does not end in {SUFFIX}; encode writes no other"
             )
-    path = Catalogue().find(model, quality=quality)
+    path = Catalogue().find(model, quality=aim.quality)
+    if model is None and not read_info(path).config.rates:
+        aim = replace(aim, quality=None)  # it chose the model
     _say_skipped(plan.skipped)
     if plan.jobs:
-        make = partial(_Encoder, path, options, fast, verify)
-        run_jobs(plan.jobs, make, "encoding", options.jobs, options.threads)
+        if total_size is not None:
+            aim = _aim_for_all(plan.jobs, path, options, arithmetic, total_size, progressive)
+        make = partial(_Encoder, path, options, arithmetic, verify, aim, progressive)
+        run_jobs(plan.jobs, make, "encoding", options.jobs, options.threads, options.engine)
 
 
-def decode_files(inputs: Sequence[str], options: FileOptions, model: str | None = None) -> None:
+def decode_files(
+    inputs: Sequence[str],
+    options: FileOptions,
+    model: str | None = None,
+    preview: bool = False,
+) -> None:
     """Decompress `.hpcm` files, each to a picture in the format of its name's extension.
 
     Args:
         inputs: files, folders whose `.hpcm` files are taken, or - for standard input.
         model: as `Catalogue.find` takes it; None for the one that made each file.
+        preview: show the beginning of progressive files, whose ends may be lacking.
 
     Raises:
         HpcmError: for the first thing that goes wrong; with several inputs, after trying them all.
@@ -102,7 +135,7 @@ def decode_files(inputs: Sequence[str], options: FileOptions, model: str | None 
     plan = plan_jobs(
         inputs,
         options.output,
-        ".png",
+        "-preview.png" if preview else ".png",
         _is_coded,
         lambda name: Path(name).suffix.lower() in WRITERS,
         options.force,
@@ -112,15 +145,26 @@ def decode_files(inputs: Sequence[str], options: FileOptions, model: str | None 
         extension_writer(_picture_name(job.target))
     _say_skipped(plan.skipped)
     if plan.jobs:
-        make = partial(_Decoder, model, options)
-        run_jobs(plan.jobs, make, "decoding", options.jobs, options.threads)
+        make = partial(_Decoder, model, options, preview)
+        run_jobs(plan.jobs, make, "decoding", options.jobs, options.threads, options.engine)
 
 
 class _Encoder:
     """Picture files to `.hpcm` files by one model."""
 
-    def __init__(self, model: Path, options: FileOptions, fast: bool, verify: bool) -> None:
-        self._codec = Codec.load(model, options.device, options.memory, portable=not fast)
+    def __init__(
+        self,
+        model: Path,
+        options: FileOptions,
+        arithmetic: ArithmeticOptions,
+        verify: bool,
+        aim: Aim,
+        progressive: bool,
+    ) -> None:
+        self._codec = _loaded(model, options, arithmetic)
+        self._codec.check_aim(aim)
+        self._aim = aim
+        self._progressive = progressive
         self._options = options
         self._verify = verify
 
@@ -131,10 +175,12 @@ class _Encoder:
             picture = replace(picture, metadata=Metadata())
         start = perf_counter()
         first = part_of(on_progress, 0, 0.5) if self._verify else on_progress
-        encoded = self._codec.compress(picture, self._options.verbose, self._verify, first)
+        encoded = self._compress(picture, source, first)
         seconds = perf_counter() - start
         line = _summary(source, target, picture, encoded)
         line += f"  encode {seconds:.1f} s  model {self._codec.info.label}"
+        if encoded.rate is not None:
+            line += f"  quality {quality_of(encoded.rate):.1f}"
         if not self._codec.portable:
             line += "  fast, not portable"
         if self._verify:
@@ -147,36 +193,63 @@ class _Encoder:
             lines.append(self._details(encoded))
         return lines
 
+    def _compress(self, picture: Picture, source: str, on_progress: OnProgress) -> Encoded:
+        try:
+            return self._codec.compress(
+                picture,
+                self._options.verbose,
+                self._verify,
+                on_progress,
+                self._aim,
+                self._progressive,
+            )
+        except DataError as error:
+            raise DataError(f"{source}: {error}") from None
+
     def _details(self, encoded: Encoded) -> str:
-        bits, estimate = 8 * encoded.payload_bytes, encoded.estimated_bits or math.nan
-        return (
+        bits, estimate = 8 * encoded.payload_bytes, encoded.estimated_bits
+        line = (
             f"  network {encoded.timing.network:.2f} s, entropy coding "
-            f"{encoded.timing.entropy:.3f} s; payload {bits} bits, the model's estimate "
-            f"{estimate:.0f} ({bits / estimate - 1:+.2%}); "
-            f"identity {self._codec.identity.hex()}"
+            f"{encoded.timing.entropy:.3f} s; payload {bits} bits"
         )
+        if estimate:
+            line += f", the model's estimate {estimate:.0f} ({bits / estimate - 1:+.2%})"
+        return f"{line}; identity {self._codec.identity.hex()}"
+
+    def sizes(self, jobs: Sequence[Job], rate: int) -> int:
+        """Bytes that the results of all jobs take at a rate."""
+        self._aim = Aim(quality=quality_of(rate))
+        total = 0
+        for source, _ in jobs:
+            picture = read_picture(source, source)
+            if self._options.strip:
+                picture = replace(picture, metadata=Metadata())
+            total += len(self._compress(picture, source, unheard).data)
+        return total
 
 
 class _Decoder:
     """`.hpcm` files to picture files, each by the model that made it."""
 
-    def __init__(self, model: str | None, options: FileOptions) -> None:
+    def __init__(self, model: str | None, options: FileOptions, preview: bool) -> None:
         self._catalogue = Catalogue()
         if model is None:
             self._catalogue.note_faults()
         self._model = model
         self._options = options
+        self._preview = preview
         self._loaded: tuple[Path, Codec] | None = None
 
     def __call__(self, job: Job, on_progress: OnProgress = unheard) -> list[str]:
         source, target = job
         data = contents_of(source)
         with named(source):
-            header = container.read(data).header
+            parsed = container.read_start(data) if self._preview else container.read(data)
+        header = parsed.header
         codec = self._codec_for(header.identity)
         start = perf_counter()
         with named(source):
-            decoded = codec.decompress(data, on_progress)
+            decoded = codec.decompress(data, on_progress, self._preview)
         seconds = perf_counter() - start
         picture, name = decoded.picture, _picture_name(target)
         if self._options.strip:
@@ -186,6 +259,9 @@ class _Decoder:
             f"{source} -> {target} {header.width}x{header.height}  decode {seconds:.1f} s  "
             f"model {codec.info.label}"
         ]
+        if self._preview:
+            shown = min(len(parsed.payloads) // header.tiles, header.scales - 1)
+            lines[0] += f"  PREVIEW of {shown} of {header.scales} scales, not checked"
         lines += [f"  note: {loss}" for loss in losses(picture, name)]
         if self._options.verbose:
             lines.append(
@@ -198,8 +274,36 @@ class _Decoder:
         path = self._catalogue.find(self._model, identity)
         if self._loaded is None or self._loaded[0] != path:
             self._loaded = None  # one model in memory at a time
-            self._loaded = path, Codec.load(path, self._options.device, self._options.memory)
+            self._loaded = path, _loaded(path, self._options)
         return self._loaded[1]
+
+
+def _loaded(model: Path, options: FileOptions, arithmetic: ArithmeticOptions = EXACT) -> Codec:
+    return Codec.load(
+        model,
+        options.device,
+        options.memory,
+        arithmetic.portable,
+        options.engine,
+        arithmetic.pixels,
+    )
+
+
+def _aim_for_all(
+    jobs: Sequence[Job],
+    model: Path,
+    options: FileOptions,
+    arithmetic: ArithmeticOptions,
+    total: int,
+    progressive: bool,
+) -> Aim:
+    """The quality at which all results together take `total` bytes at most."""
+    if any(job.source == PIPE for job in jobs):
+        raise DataError("--total-size: is for files, not for a pipe; give --size")
+    aim = Aim(quality=HIGHEST_QUALITY)
+    encoder = _Encoder(model, options, arithmetic, False, aim, progressive)
+    rate = largest_within(lambda rate: encoder.sizes(jobs, rate), total, "--total-size")
+    return Aim(quality=quality_of(rate))
 
 
 def contents_of(source: str) -> bytes:
@@ -275,8 +379,7 @@ def _verified(codec: Codec, picture: Picture, encoded: Encoded, on_progress: OnP
             "does not decode to the picture that its symbols stand for; this machine or program "
             "is at fault"
         )
-    error = np.mean(np.square(picture.pixels.astype(np.float32) - decoded.pixels), dtype=float)
-    return psnr(float(error), 255)
+    return psnr_of(picture.pixels, decoded.pixels)
 
 
 def _is_coded(name: str) -> bool:

@@ -16,9 +16,13 @@ LARGEST_SIDE = 65535
 TILE_UNIT = 64
 """Sides of tiles are multiples of this many pixels."""
 
-_PORTABLE, _GREY, _ICC, _ALPHA, _TILED, _METADATA = (1 << bit for bit in range(6))
-_DEPTH_SHIFT = 6
-_CHECKSUM_BYTES = 4
+_PORTABLE, _GREY, _ICC, _ALPHA, _TILED, _METADATA, _RATE = (1 << bit for bit in range(7))
+_MORE = 1 << 7
+_PROGRESSIVE, _EXACT_PIXELS = 1, 2
+_RATE_BYTES = 2
+MOST_SCALES = 16
+"""Payloads that a tile may have."""
+_DIGEST_BYTES = _CHECKSUM_BYTES = 4
 _VARINT_BYTES = 5
 
 
@@ -39,6 +43,12 @@ class Header:
     """The entropy path ran in exact arithmetic, not in floating point."""
     tile: tuple[int, int] | None = None
     """Width and height of the tiles in pixels; None for one tile that holds the picture."""
+    rate: int | None = None
+    """0 to 65535 from the first rate of a model of many to its last; None for a model of one."""
+    scales: int = 1
+    """Payloads of each tile: one, or one for each scale of the model in a progressive file."""
+    pixel_digest: int | None = None
+    """CRC-32 of the decoded pixels, where g_s is in exact arithmetic; None where it is not."""
 
     @property
     def tiles(self) -> int:
@@ -50,11 +60,12 @@ class Header:
 
 @dataclass(frozen=True)
 class Container:
-    """A parsed file."""
+    """The parts of a `.hpcm` file."""
 
     header: Header
     payloads: tuple[bytes, ...]
-    """Entropy-coded symbols of each tile, row by row."""
+    """Entropy-coded symbols of each tile, row by row; in a progressive file those of the smallest
+    scale for every tile, then those of the next."""
     icc: bytes | None = None
     """Section with the deflated ICC profile."""
     alpha: bytes | None = None
@@ -80,7 +91,8 @@ def write(container: Container) -> bytes:
     """The bytes of a file."""
     parts = [s for s in (*container.sections, *container.payloads) if s is not None]
     out = bytearray(_fields(container))
-    out += container.header.digest.to_bytes(4, "little")
+    digests = (container.header.digest, container.header.pixel_digest)
+    out += b"".join(d.to_bytes(_DIGEST_BYTES, "little") for d in digests if d is not None)
     out += b"".join(_varint(len(part)) for part in parts)
     out += b"".join(parts)
     return bytes(out + zlib.crc32(out).to_bytes(_CHECKSUM_BYTES, "little"))
@@ -96,9 +108,16 @@ def _fields(container: Container) -> bytes:
         | _ALPHA * (container.alpha is not None)
         | _METADATA * (container.metadata is not None)
         | _TILED * (header.tile is not None)
+        | _RATE * (header.rate is not None)
+        | _MORE * (header.scales > 1 or header.pixel_digest is not None)
     )
+    progressive, exact = header.scales > 1, header.pixel_digest is not None
+    more = [_PROGRESSIVE * progressive | _EXACT_PIXELS * exact] if flags & _MORE else []
+    more += [header.scales] if progressive else []
     sides = [header.width, header.height, *(side // TILE_UNIT for side in header.tile or ())]
-    return MAGIC + bytes((VERSION, flags)) + header.identity + b"".join(map(_varint, sides))
+    rate = b"" if header.rate is None else header.rate.to_bytes(_RATE_BYTES, "little")
+    start = MAGIC + bytes((VERSION, flags, *more)) + header.identity
+    return start + b"".join(map(_varint, sides)) + rate
 
 
 def read(data: bytes) -> Container:
@@ -108,6 +127,53 @@ def read(data: bytes) -> Container:
         BitstreamError: if `data` is not a `.hpcm` file, or is truncated, damaged or has bytes to
             spare, or if a field is out of its bounds.
     """
+    header, flagged, lengths, cursor = _read_fields(data)
+    surplus = cursor.left - sum(lengths) - _CHECKSUM_BYTES
+    if surplus < 0:
+        hint = "; --preview shows its beginning" if header.scales > 1 else ""
+        raise BitstreamError(f"is truncated: {len(data)} bytes of {len(data) - surplus}{hint}")
+    if surplus > 0:
+        raise BitstreamError(f"has {surplus} bytes after its end; remove them")
+    parts = [bytes(cursor.take(length)) for length in lengths]
+    if zlib.crc32(data[:-_CHECKSUM_BYTES]) != int.from_bytes(data[-_CHECKSUM_BYTES:], "little"):
+        raise BitstreamError("is damaged: its checksum does not match its contents")
+    return _container(header, flagged, parts)
+
+
+def read_start(data: bytes) -> Container:
+    """The fields of a progressive file as far as it goes: payloads of those scales that are whole.
+
+    Its end may be lacking, so no checksum tells whether the rest is right.
+
+    Raises:
+        BitstreamError: if `data` is not the beginning of a progressive `.hpcm` file, or ends before
+            the payloads of the smallest scale do.
+    """
+    header, flagged, lengths, cursor = _read_fields(data)
+    if header.scales == 1:
+        raise BitstreamError("is not progressive: nothing of it can be shown before its end")
+    parts = []
+    for length in lengths:
+        if length > cursor.left:
+            break
+        parts.append(bytes(cursor.take(length)))
+    payloads = len(parts) - sum(flagged)
+    if payloads < header.tiles:
+        raise BitstreamError(f"is truncated before its smallest scale ends: {len(data)} bytes")
+    return _container(
+        header, flagged, parts[: sum(flagged) + payloads // header.tiles * header.tiles]
+    )
+
+
+def _container(header: Header, flagged: list[bool], parts: list[bytes]) -> Container:
+    sections = sum(flagged)
+    found = iter(parts[:sections])
+    icc, alpha, metadata = (next(found) if is_there else None for is_there in flagged)
+    return Container(header, tuple(parts[sections:]), icc, alpha, metadata)
+
+
+def _read_fields(data: bytes) -> tuple[Header, list[bool], list[int], "_Cursor"]:
+    """Header, which sections there are, lengths of all parts; the cursor stands before them."""
     cursor = _Cursor(data)
     if data[: len(MAGIC)] != MAGIC:
         raise BitstreamError("is not a .hpcm file (it does not begin with HPC)")
@@ -118,11 +184,16 @@ def read(data: bytes) -> Container:
             f"is of .hpcm version {version}, this program reads version {VERSION}; "
             "it is damaged, or a newer hpcm_scale made it"
         )
-    if flags >> _DEPTH_SHIFT:
+    more = cursor.integer(1) if flags & _MORE else 0
+    known = _PROGRESSIVE | (_EXACT_PIXELS if flags & _PORTABLE else 0)
+    if flags & _MORE and (more & ~known or not more):
         raise BitstreamError(
-            f"has flags {flags:#04x}, a bit depth this version does not define; "
+            f"has flags {flags:#04x} {more:#04x}, which this version does not define; "
             "it is damaged, or a newer hpcm_scale made it"
         )
+    scales = cursor.integer(1) if more & _PROGRESSIVE else 1
+    if more & _PROGRESSIVE and not 2 <= scales <= MOST_SCALES:
+        raise BitstreamError(f"has {scales} scales, outside 2..{MOST_SCALES}")
     identity = bytes(cursor.take(IDENTITY_BYTES))
     width, height = (cursor.varint(name, 1, LARGEST_SIDE) for name in ("width", "height"))
     tile = None
@@ -130,32 +201,25 @@ def read(data: bytes) -> Container:
         limit = LARGEST_SIDE // TILE_UNIT + 1
         columns, rows = (cursor.varint(name, 1, limit) for name in ("tile width", "tile height"))
         tile = (columns * TILE_UNIT, rows * TILE_UNIT)
-    digest = int.from_bytes(cursor.take(4), "little")
+    rate = cursor.integer(_RATE_BYTES) if flags & _RATE else None
+    digest = cursor.integer(_DIGEST_BYTES)
+    pixels = cursor.integer(_DIGEST_BYTES) if more & _EXACT_PIXELS else None
     grey, portable = bool(flags & _GREY), bool(flags & _PORTABLE)
-    header = Header(identity, width, height, digest, grey, portable, tile)
+    header = Header(identity, width, height, digest, grey, portable, tile, rate, scales, pixels)
 
     flagged = [bool(flags & bit) for bit in (_ICC, _ALPHA, _METADATA)]
     sections = sum(flagged)
     # Every tile has a length of at least one byte: a count beyond the file is refused before
     # anything of that size is made.
-    if sections + header.tiles > cursor.left:
+    count = sections + header.tiles * header.scales
+    if count > cursor.left:
         raise BitstreamError(f"is truncated or damaged: {header.tiles} tiles in {len(data)} bytes")
-    lengths = [cursor.varint("length", 0, 1 << 34) for _ in range(sections + header.tiles)]
-    surplus = cursor.left - sum(lengths) - _CHECKSUM_BYTES
-    if surplus < 0:
-        raise BitstreamError(f"is truncated: {len(data)} bytes of {len(data) - surplus}")
-    if surplus > 0:
-        raise BitstreamError(f"has {surplus} bytes after its end; remove them")
-    parts = [bytes(cursor.take(length)) for length in lengths]
-    if zlib.crc32(data[:-_CHECKSUM_BYTES]) != int.from_bytes(data[-_CHECKSUM_BYTES:], "little"):
-        raise BitstreamError("is damaged: its checksum does not match its contents")
-    found = iter(parts[:sections])
-    icc, alpha, metadata = (next(found) if is_there else None for is_there in flagged)
-    return Container(header, tuple(parts[sections:]), icc, alpha, metadata)
+    lengths = [cursor.varint("length", 0, 1 << 34) for _ in range(count)]
+    return header, flagged, lengths, cursor
 
 
 def _varint(value: int) -> bytes:
-    """Unsigned LEB128."""
+    """A length as unsigned LEB128."""
     out = bytearray()
     while value > 0x7F:
         out.append(value & 0x7F | 0x80)
@@ -178,6 +242,9 @@ class _Cursor:
             raise BitstreamError(f"is truncated: it ends after {len(self._data)} bytes")
         self._at += count
         return self._data[self._at - count : self._at]
+
+    def integer(self, count: int) -> int:
+        return int.from_bytes(self.take(count), "little")
 
     def varint(self, name: str, least: int, most: int) -> int:
         value = 0

@@ -4,14 +4,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from hpcm_scale.codec import container
+from hpcm_scale.codec.aim import quality_of
 from hpcm_scale.codec.commands import SUFFIX, contents_of, named, thousands
 from hpcm_scale.codec.file_jobs import PIPE
 from hpcm_scale.codec.image_kinds import kind_of
 from hpcm_scale.codec.images import Picture, read_picture
 from hpcm_scale.codec.sections import unpack_metadata
 from hpcm_scale.errors import printable
-from hpcm_scale.weights.model_file import INDEX_SUFFIX, ModelInfo, read_info
-from hpcm_scale.weights.model_file import SUFFIX as MODEL_SUFFIX
+from hpcm_scale.weights.model_info import ModelInfo
+from hpcm_scale.weights.stored_model import INDEX_SUFFIX, read_info
+from hpcm_scale.weights.stored_model import SUFFIX as MODEL_SUFFIX
 
 Fields = Iterator[tuple[str, str]]
 """(field, value) pairs, in the order they are shown."""
@@ -50,7 +52,8 @@ def _of_coded(name: str, data: bytes) -> Fields:
     yield "file", f"{name}, .hpcm version {container.VERSION}"
     yield "picture", f"{header.width}x{header.height}, 8-bit {'grey' if header.grey else 'RGB'}"
     yield "size", f"{thousands(len(data))} bytes, {8 * len(data) / pixels:.4f} bpp"
-    yield "payload", f"{thousands(size)} bytes in {header.tiles} tiles"
+    scales = f", each in {header.scales} scales: progressive" if header.scales > 1 else ""
+    yield "payload", f"{thousands(size)} bytes in {header.tiles} tiles{scales}"
     yield "alpha", _bytes(parsed.alpha)
     yield "ICC profile", _bytes(parsed.icc)
     tags = "none" if metadata is None else ", ".join(metadata.names()) or "none known"
@@ -58,6 +61,10 @@ def _of_coded(name: str, data: bytes) -> Fields:
     yield "header and checks", f"{overhead} bytes"
     arithmetic = "exact, portable" if header.portable else "floating point (--fast), not portable"
     yield "arithmetic", arithmetic
+    digest = header.pixel_digest
+    yield "pixels", "to within a level" if digest is None else f"exact, CRC-32 {digest:08x}"
+    if header.rate is not None:
+        yield "quality", f"{quality_of(header.rate):.2f}"
     yield "model identity", header.identity.hex()
 
 
@@ -78,7 +85,13 @@ def _of_model(info: ModelInfo) -> Fields:
     yield "file", f"{info.path}, model {info.label}"
     yield "identity", f"{info.identity[:8]} (SHA-256 {info.identity})"
     yield "tables", info.tables_hash
-    yield "lambda", "unknown" if info.lmbda is None else f"{info.lmbda:g}"
+    if info.config.rates:
+        yield "lambda", f"every from {info.config.rates[0]:g} to {info.config.rates[-1]:g}"
+    else:
+        yield "lambda", "unknown" if info.lmbda is None else f"{info.lmbda:g}"
+    wide = f", 14 in {', '.join(sorted(info.arithmetic.wide))}" * bool(info.arithmetic.wide)
+    bits = "14" if info.arithmetic.version == 1 else f"8{wide}"
+    yield "arithmetic", f"{info.arithmetic.version}, weights of {bits} bits"
     for field, value in info.config:
         yield f"config.{field}", str(value)
     for field, value in info.record.items():

@@ -21,7 +21,7 @@ class Job(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """Work to do."""
+    """Jobs to run, and the inputs left out."""
 
     jobs: list[Job]
     skipped: int
@@ -129,7 +129,9 @@ def _check_distinct(jobs: Sequence[Job]) -> None:
             )
         taken[target] = source
         if target != PIPE and Path(target).resolve() == Path(source).resolve():
-            raise DataError(f"{source}: would be overwritten by its own result; use --output")
+            raise DataError(
+                f"{source}: would be overwritten by its own result; name another --output"
+            )
 
 
 def _check_free(jobs: Sequence[Job]) -> None:

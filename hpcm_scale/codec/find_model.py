@@ -5,8 +5,10 @@ import os
 from functools import cached_property
 from pathlib import Path
 
-from hpcm_scale.errors import CheckpointError, ConfigError
-from hpcm_scale.weights.model_file import BUNDLED, ModelInfo, model_name, models_in, read_info
+from hpcm_scale.codec.aim import HIGHEST_QUALITY, LOWEST_QUALITY
+from hpcm_scale.errors import CheckpointError
+from hpcm_scale.weights.model_info import ModelInfo
+from hpcm_scale.weights.stored_model import BUNDLED, model_name, models_in, read_info
 
 log = logging.getLogger(__name__)
 
@@ -25,26 +27,22 @@ class Catalogue:
         self._bundled = models_in(BUNDLED)
 
     def find(
-        self, name: str | Path | None, identity: bytes | None = None, quality: int | None = None
+        self, name: str | Path | None, identity: bytes | None = None, quality: float | None = None
     ) -> Path:
         """A model file.
 
         Args:
             name: a path, or the name of a model; None for the one that fits.
             identity: what the picture to decode carries; picks the model when `name` is None.
-            quality: 1 for the model of the lowest rate, 2 for the next, ...; the middle one of
-                several if neither of the others is given. Counted are the models of HPCM_MODELS,
-                or the bundled ones if it has none.
+            quality: asked for where neither of the others is given. The models looked at are those
+                of HPCM_MODELS, or the bundled ones if it has none. One of many rates is taken
+                whatever the quality; else 1 is the model of the lowest rate, 2 the next, ..., and
+                None the middle one.
 
         Raises:
             CheckpointError: if there is no such model.
-            ConfigError: if both a name and a quality are given.
         """
         if name is not None:
-            if quality is not None:
-                raise ConfigError(
-                    "--quality: chooses among models, and --model names one; give one"
-                )
             return self._by_name(str(name))
         if identity is not None:
             for path, info in [*self._own_infos.items(), *self._bundled_infos.items()]:
@@ -55,6 +53,22 @@ class Catalogue:
                 "file with --model"
             )
         return self._by_rate(quality)
+
+    def at_quality(self, quality: float) -> Path:
+        """The model for a quality from 1 to 100, of HPCM_MODELS if it has one, or bundled.
+
+        One of many rates; else the one whose place among those of one rate each is the nearest.
+
+        Raises:
+            CheckpointError: if there is none.
+        """
+        for infos in (self._own_infos, self._bundled_infos):
+            if many := _of_many_rates(infos):
+                return many[0]
+            if by_rate := _by_lambda(infos):
+                share = (quality - LOWEST_QUALITY) / (HIGHEST_QUALITY - LOWEST_QUALITY)
+                return by_rate[round(share * (len(by_rate) - 1))]
+        raise CheckpointError(f"there is no model for a quality ({self._listed()})")
 
     def names(self) -> list[str]:
         """The names that `find` knows."""
@@ -80,22 +94,26 @@ class Catalogue:
             raise CheckpointError(f"--model: {name}: no such file, and {self._listed()}")
         return found
 
-    def _by_rate(self, quality: int | None) -> Path:
+    def _by_rate(self, quality: float | None) -> Path:
         if quality is None and len(self._own_infos) == 1:
             return next(iter(self._own_infos))
+        if many := _of_many_rates(self._own_infos):
+            return many[0]
         by_rate = _by_lambda(self._own_infos)
         if not by_rate and (quality is not None or not self._own_infos):
+            if many := _of_many_rates(self._bundled_infos):
+                return many[0]
             by_rate = _by_lambda(self._bundled_infos)
         if not by_rate:
             raise CheckpointError(f"--model: name one ({self._listed()})")
         if quality is None:
             quality = (len(by_rate) + 1) // 2
-        if not 1 <= quality <= len(by_rate):
+        if not (1 <= quality <= len(by_rate) and quality == int(quality)):
             raise CheckpointError(
-                f"--quality: {quality} is not one of 1 to {len(by_rate)}, as many as there are "
-                "models"
+                f"--quality: {quality:g} is not one of 1 to {len(by_rate)}, as many as there are "
+                "models, of one rate each"
             )
-        return by_rate[quality - 1]
+        return by_rate[int(quality) - 1]
 
     def _listed(self) -> str:
         bundled = f"the bundled models are {', '.join(self._bundled) or 'none'}"
@@ -110,8 +128,14 @@ def _by_lambda(infos: dict[Path, ModelInfo]) -> list[Path]:
     return sorted(rates, key=rates.__getitem__)
 
 
+def _of_many_rates(infos: dict[Path, ModelInfo]) -> list[Path]:
+    """Models that code at every rate, those of most λ first."""
+    many = [path for path, info in infos.items() if info.config.rates]
+    return sorted(many, key=lambda path: -len(infos[path].config.rates))
+
+
 def find_model(
-    name: str | Path | None, identity: bytes | None = None, quality: int | None = None
+    name: str | Path | None, identity: bytes | None = None, quality: float | None = None
 ) -> Path:
     """A model file, as `Catalogue.find`."""
     return Catalogue().find(name, identity, quality)

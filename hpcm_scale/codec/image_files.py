@@ -32,6 +32,8 @@ def read_file(contents: bytes, name: str) -> tuple[FileParts, Pixels]:
 
 def size_fault(width: int, height: int) -> str | None:
     """Reason why a picture of this size cannot be coded; None if it can."""
+    if min(width, height) < 1:
+        return f"{width}×{height} holds no pixel"
     if max(width, height) > LARGEST_SIDE or width * height > MAX_PIXELS:
         return (
             f"{width}×{height} is above {MAX_PIXELS} pixels or {LARGEST_SIDE} a side; "

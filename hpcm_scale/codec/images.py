@@ -68,7 +68,7 @@ class Picture:
     notices: tuple[str, ...] = field(default=(), compare=False)
     """Losses on the way in, for the user to know."""
     metadata: Metadata = field(default_factory=Metadata)
-    """Its other tags."""
+    """Tags other than the ICC profile."""
 
     @property
     def height(self) -> int:
@@ -119,15 +119,15 @@ def read_picture(source: Path | str | bytes, name: str | None = None) -> Picture
             raise DataError(f"{name}: is a damaged image ({reason})") from None
 
 
-def picture_of(image: Image.Image | np.ndarray, name: str = "image") -> Picture:
+def picture_of(image: Image.Image | np.ndarray) -> Picture:
     """A picture from what Python code holds: a PIL image, or a uint8 array (H, W[, 1, 3 or 4]).
 
     Raises:
         DataError: for a mode, type or shape that has no 8-bit meaning.
     """
     if isinstance(image, np.ndarray):
-        image = _image_of(image, name)
-    check_size(image.width, image.height, name)
+        image = _image_of(image)
+    check_size(image.width, image.height, "image")
     parts = FileParts(b"", bits=16 if _has_16_bits(image) else 8)
     if (frames := getattr(image, "n_frames", 1)) > 1:
         parts.notices.append(f"only the first of {frames} frames is kept")
@@ -136,7 +136,7 @@ def picture_of(image: Image.Image | np.ndarray, name: str = "image") -> Picture:
     try:
         return _picture(parts, pixel_modes.of_image(image))
     except DataError as error:
-        raise DataError(f"{name}: {error}") from None
+        raise DataError(f"image: {error}") from None
 
 
 def check_size(width: int, height: int, name: str) -> None:
@@ -173,14 +173,14 @@ def _picture(parts: FileParts, pixels: Pixels) -> Picture:
     return Picture(upright, alpha, icc, tuple(notices), metadata)
 
 
-def _image_of(array: np.ndarray, name: str) -> Image.Image:
+def _image_of(array: np.ndarray) -> Image.Image:
     """A PIL image of an array's pixels, in mode L, RGB or RGBA."""
     if array.dtype != np.uint8 or array.ndim not in (2, 3):
         raise DataError(
-            f"{name}: is {array.dtype} of shape {array.shape}; give uint8, (H, W) or (H, W, 3)"
+            f"image: is {array.dtype} of shape {array.shape}; give uint8, (H, W) or (H, W, 3)"
         )
     if 0 in array.shape or (array.ndim == 3 and array.shape[2] not in (1, 3, 4)):
-        raise DataError(f"{name}: has shape {array.shape}; give (H, W), (H, W, 3) or (H, W, 4)")
+        raise DataError(f"image: has shape {array.shape}; give (H, W), (H, W, 3) or (H, W, 4)")
     return Image.fromarray(array[..., 0] if array.shape[2:] == (1,) else array)
 
 

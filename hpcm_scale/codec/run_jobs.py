@@ -6,18 +6,17 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Generator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import get_context, parent_process
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-import torch
 from rich.console import Console
-from rich.progress import Progress
 
 from hpcm_scale.codec.coding_result import OnProgress, unheard
+from hpcm_scale.codec.engines.choose import Name, set_threads, threads_of
 from hpcm_scale.codec.file_jobs import PIPE, Job
 from hpcm_scale.errors import DataError, HpcmError, printable
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
 
 PATIENCE = 1.0
 """Seconds before a bar is shown for a single file."""
@@ -36,7 +35,12 @@ class Work(Protocol):
 
 
 def run_jobs(
-    jobs: Sequence[Job], make: Callable[[], Work], doing: str, processes: int, threads: int | None
+    jobs: Sequence[Job],
+    make: Callable[[], Work],
+    doing: str,
+    processes: int,
+    threads: int | None,
+    engine: Name,
 ) -> None:
     """Work on files; one that fails does not keep the others from being done.
 
@@ -44,7 +48,8 @@ def run_jobs(
         make: what makes the work, in each process once; picklable if there are several.
         doing: what the bar says.
         processes: how many files at once.
-        threads: of torch in each process; None to share the cores out.
+        threads: of the engine in each process; None to share the cores out.
+        engine: that the work computes with.
 
     Raises:
         HpcmError: of the only file; of several, how many failed, after all were tried.
@@ -56,7 +61,7 @@ def run_jobs(
     results = (
         _in_turn(jobs, make(), bar.moved)
         if processes <= 1
-        else _at_once(jobs, make, bar.moved, processes, threads)
+        else _at_once(jobs, make, bar.moved, processes, threads, engine)
     )
     try:
         for result in results:
@@ -96,11 +101,17 @@ def _at_once(
     moved: OnProgress,
     processes: int,
     threads: int | None,
+    engine: Name,
 ) -> Generator[list[str] | HpcmError]:
+    # Here: a single picture does not wait for them.
+    from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+    from concurrent.futures.process import BrokenProcessPool
+    from multiprocessing import get_context
+
     make()  # what is wrong with all of them is said once, here
-    each = threads or max(1, torch.get_num_threads() // processes)
+    each = threads or max(1, threads_of(engine) // processes)
     # Not forked: torch's threads do not survive it.
-    pool = ProcessPoolExecutor(processes, get_context("spawn"), _begin, (make, each))
+    pool = ProcessPoolExecutor(processes, get_context("spawn"), _begin, (make, engine, each))
     try:
         waiting: dict[Future[list[str]], Job] = {pool.submit(_work_on, job): job for job in jobs}
         for done, future in enumerate(as_completed(waiting)):
@@ -121,10 +132,10 @@ def _at_once(
 _worker: list[Work] = []
 
 
-def _begin(make: Callable[[], Work], threads: int) -> None:
+def _begin(make: Callable[[], Work], engine: Name, threads: int) -> None:
     """Set a process up, before its first file."""
     logging.disable(logging.WARNING)  # notes were given by the first process
-    torch.set_num_threads(threads)
+    set_threads(engine, threads)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     _worker.append(make())
 
@@ -135,6 +146,8 @@ def _work_on(job: Job) -> list[str]:
 
 def _end_with_parent() -> None:
     """End this process when the one that started it is gone, however that ended."""
+    from multiprocessing import parent_process
+
     parent = parent_process()
     if parent is not None:
         parent.join()
@@ -147,23 +160,26 @@ class _Bar:
     def __init__(self, doing: str, total: int) -> None:
         self._total = total
         self._start = time.monotonic()
-        self._progress = Progress(console=Console(stderr=True), transient=True)
-        self._task = self._progress.add_task(doing, total=total)
-        self._shown = False
+        self._doing = doing
+        self._progress: Progress | None = None
 
     def moved(self, done: float) -> None:
         """Show that so many files are done."""
-        self._progress.update(self._task, completed=done)
         late = self._total > 1 or time.monotonic() - self._start > PATIENCE
-        if late and not self._shown and self._progress.console.is_interactive:
-            self._shown = True
+        if self._progress is None and late and sys.stderr.isatty():
+            from rich.progress import Progress  # here: a small picture does not wait for it
+
+            self._progress = Progress(console=Console(stderr=True), transient=True)
+            self._progress.add_task(self._doing, total=self._total)
             self._progress.start()
+        if self._progress is not None:
+            self._progress.update(self._progress.task_ids[0], completed=done)
 
     def hide(self) -> None:
         """Take the bar off the terminal, for lines to be printed; the next move shows it again."""
-        if self._shown:
+        if self._progress is not None:
             self._progress.stop()
-            self._shown = False
+            self._progress = None
 
 
 class _Lines:

@@ -1,14 +1,13 @@
 """One coding tile: its latents to an entropy-coded payload, and back."""
 
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from hpcm_scale.codec.coding_result import OnProgress, Timing, unheard
-from hpcm_scale.codec.tiled_transforms import dense
-from hpcm_scale.codec.tiles import HYPER, Tile, inside_mask
+from hpcm_scale.codec.engines.engine import Coding, Engine, Latents
+from hpcm_scale.codec.tiles import HYPER, Tile
 from hpcm_scale.entropy.coder import (
     LARGEST_SYMBOL,
     AnsDecoder,
@@ -16,19 +15,20 @@ from hpcm_scale.entropy.coder import (
     SymbolDigest,
     SymbolModels,
 )
-from hpcm_scale.entropy.exact.parameters import ExactParameters
-from hpcm_scale.entropy.parameters import EntropyParameters, FloatParameters, StepCoding
-from hpcm_scale.errors import BitstreamError, CheckpointError, DataError
-from hpcm_scale.weights.model_file import LoadedModel
+from hpcm_scale.errors import BitstreamError, DataError
+
+OnGroup = Callable[[np.ndarray, np.ndarray], None]
+"""Callback that takes the tables and the symbols of a group, both (S,)."""
 
 
 class EncodedTile(NamedTuple):
-    """A tile's payload and what the model expected it to take."""
+    """A tile's payloads and what the model expected them to take."""
 
-    payload: bytes
+    payloads: list[bytes]
+    """One, or one for each scale."""
     estimated_bits: float
     """Information content of the symbols under the model's densities; 0 unless asked for."""
-    y_hat: Tensor
+    y_hat: Latents
     """(1, M, h, w): what a decoder will have."""
 
 
@@ -36,40 +36,25 @@ class TileCoder:
     """The coding steps of a model, walked with an entropy coder for one tile at a time.
 
     Args:
-        model: from `load_model`.
+        engine: that computes the model's networks.
+        on_group: told the tables and the symbols of each group that is decoded, in order.
     """
 
-    def __init__(self, model: LoadedModel) -> None:
-        self._info = model.info
-        self._network = model.network
-        self._tables = model.tables
-        self._device = next(model.network.parameters()).device
-        self._y_models = SymbolModels(model.tables.y)
-        self._z_models = SymbolModels(model.tables.z)
-        self._parameters: dict[bool, EntropyParameters] = {}
+    def __init__(self, engine: Engine, on_group: OnGroup | None = None) -> None:
+        self._engine = engine
+        self._on_group = on_group
+        self._info = engine.info
+        self._tables = engine.tables
+        self._y_models = SymbolModels(engine.tables.y)
+        self._z_models = SymbolModels(engine.tables.z)
 
-    def parameters(self, portable: bool) -> EntropyParameters:
-        """The entropy parameters of one arithmetic, made when they are first needed.
-
-        Raises:
-            CheckpointError: if the model has no exact arithmetic and `portable` asks for it.
-        """
-        if portable not in self._parameters:
-            kind = ExactParameters if portable else FloatParameters
-            try:
-                self._parameters[portable] = kind(self._network, self._tables)
-            except CheckpointError as error:
-                raise CheckpointError(f"{self._info.path}: {error}") from None
-        return self._parameters[portable]
-
-    def hyper_symbols(self, y: Tensor, tile: Tile, portable: bool) -> Tensor:
+    def hyper_symbols(self, y: Latents, tile: Tile, portable: bool) -> np.ndarray:
         """Symbols of z (1, N, h/4, w/4) int32 of a tile of y (1, M, h, w); 0 in the padding.
 
         Raises:
             DataError: if the model gives values that are not numbers, or absurdly large.
         """
-        z = self._network.h_a(dense(y))
-        symbols = self._integers(self.parameters(portable).hyper_symbols(z))
+        symbols = self._integers(self._engine.hyper_symbols(y, portable))
         rows, columns = tile.hyper_inside
         symbols[..., rows:, :] = 0
         symbols[..., columns:] = 0
@@ -78,12 +63,13 @@ class TileCoder:
     def encode(
         self,
         tile: Tile,
-        y: Tensor,
+        y: Latents,
         digest: SymbolDigest,
         timing: Timing,
         portable: bool,
         estimate: bool = False,
         on_progress: OnProgress = unheard,
+        progressive: bool = False,
     ) -> EncodedTile:
         """Code one tile.
 
@@ -93,104 +79,130 @@ class TileCoder:
             timing: told what the entropy coding took.
             estimate: also add up the information content of the symbols.
             on_progress: told how far the tile is.
+            progressive: a payload for each scale; z goes with the smallest.
 
         Raises:
             DataError: as `hyper_symbols`.
         """
-        z_symbols = self.hyper_symbols(y, tile, portable).contiguous()
-        groups: list[tuple[np.ndarray, np.ndarray, SymbolModels]] = []
+        z_symbols = self.hyper_symbols(y, tile, portable)
+        part_of_step = self._parts_of_steps(progressive)
+        groups: list[list[tuple[np.ndarray, np.ndarray, SymbolModels]]]
+        groups = [[] for _ in range(max(part_of_step) + 1)]
         estimated = 0.0
         rows, columns = tile.hyper_inside
         inside = z_symbols[..., :rows, :columns]
         with timing.entropy_part():
-            values = inside.cpu().numpy().ravel()
+            values = inside.ravel()
             digest.update(values)
-            groups.append((values, self._z_table(tile), self._z_models))
+            groups[0].append((values, self._z_table(tile), self._z_models))
         if estimate:
-            estimated += float(self._network.z_prior.bits(inside).sum())
+            estimated += self._engine.hyper_bits(inside)
 
-        targets = self._network.partition.split(dense(y))
-        masks = self._step_masks(tile)
+        targets = self._engine.split(y)
+        masks = self._masks(tile)
 
-        def code(step: int, coding: StepCoding) -> Tensor:
+        def code(step: int, coding: Coding) -> np.ndarray:
             nonlocal estimated
             symbols = self._integers(coding.symbols(targets[step]))
             if masks is not None:
                 symbols *= masks[step]
             if estimate:
-                rate = self._network.density.bits(coding.residual(symbols), coding.scale)
+                rate = coding.bits(symbols)
                 estimated += float((rate if masks is None else rate * masks[step]).sum())
             with timing.entropy_part():
                 values = _coded(symbols, masks, step)
                 table = _coded(coding.table, masks, step).astype(self._tables.index_type)
                 digest.update(values)
-                groups.append((values, table, self._y_models))
+                groups[part_of_step[step]].append((values, table, self._y_models))
             on_progress((step + 1) / steps)
-            # In the memory order that a decoder has them in: sums may be taken in another order.
-            return symbols.contiguous()
+            return symbols
 
-        steps = len(self._network.partition.step_scales)
-        y_hat = self.parameters(portable).walk(z_symbols, code)
+        steps = len(self._engine.step_scales)
+        y_hat = self._engine.walk(z_symbols, code, portable)
         with timing.entropy_part():
-            encoder = AnsEncoder()
-            for group in reversed(groups):
-                encoder.push(*group)
-            return EncodedTile(encoder.payload(), estimated, y_hat)
+            payloads = []
+            for part in groups:
+                encoder = AnsEncoder()
+                for group in reversed(part):
+                    encoder.push(*group)
+                payloads.append(encoder.payload())
+            return EncodedTile(payloads, estimated, y_hat)
+
+    def _parts_of_steps(self, progressive: bool) -> list[int]:
+        """Which of a tile's payloads each step's symbols are in."""
+        scales = self._engine.step_scales
+        return list(scales) if progressive else [0] * len(scales)
 
     def decode(
         self,
         tile: Tile,
-        payload: bytes,
+        payloads: Sequence[bytes],
         digest: SymbolDigest,
         timing: Timing,
         portable: bool,
         on_progress: OnProgress = unheard,
-    ) -> Tensor:
+        progressive: bool = False,
+    ) -> Latents:
         """ŷ (1, M, h, w) of one tile.
 
-        Args: as for `encode`.
+        Args:
+            payloads: one, or those of the first scales of a progressive file: latents of the others
+                are what the model expects them to be.
+
+        The others: as for `encode`.
 
         Raises:
             BitstreamError: if the payload holds what no encoder writes.
         """
-        decoder = AnsDecoder(payload)
+        part_of_step = self._parts_of_steps(progressive)
+        decoders = [_Payload(payload) for payload in payloads]
         n = self._info.config.hyper_channels
         rows, columns = tile.hyper_inside
-        z_symbols = torch.zeros(
-            (1, n, tile.place.height // HYPER, tile.place.width // HYPER), dtype=torch.int32
-        )
+        shape = (1, n, tile.place.height // HYPER, tile.place.width // HYPER)
+        z_symbols = np.zeros(shape, np.int32)
         with timing.entropy_part():
-            symbols = decoder.pull(self._z_table(tile), self._z_models)
+            table = self._z_table(tile)
+            symbols = decoders[0].pull(table, self._z_models)
             digest.update(symbols)
-            z_symbols[..., :rows, :columns] = torch.from_numpy(symbols).view(1, n, rows, columns)
-        masks = self._step_masks(tile)
+            if self._on_group is not None:
+                self._on_group(table, symbols)
+            z_symbols[..., :rows, :columns] = symbols.reshape(1, n, rows, columns)
+        masks = self._masks(tile)
 
-        steps = len(self._network.partition.step_scales)
+        steps = len(self._engine.step_scales)
 
-        def code(step: int, coding: StepCoding) -> Tensor:
+        def code(step: int, coding: Coding) -> np.ndarray:
             on_progress(step / steps)
             index = coding.table
+            if part_of_step[step] >= len(decoders):
+                return np.zeros(index.shape, np.int32)
             with timing.entropy_part():
                 table = _coded(index, masks, step).astype(self._tables.index_type)
-                symbols = decoder.pull(table, self._y_models)
+                symbols = decoders[part_of_step[step]].pull(table, self._y_models)
                 digest.update(symbols)
-                values = torch.from_numpy(symbols).to(self._device)
+                if self._on_group is not None:
+                    self._on_group(table, symbols)
                 if masks is None:
-                    return values.view(index.shape)
-                placed = torch.zeros(index.shape, dtype=torch.int32, device=self._device)
-                placed[masks[step]] = values
+                    return symbols.reshape(index.shape)
+                placed = np.zeros(index.shape, np.int32)
+                placed[masks[step]] = symbols
                 return placed
 
-        y_hat = self.parameters(portable).walk(z_symbols.to(self._device), code)
-        if not decoder.is_empty():
+        y_hat = self._engine.walk(z_symbols, code, portable)
+        if not all(decoder.is_empty() for decoder in decoders):
             raise BitstreamError("has a payload that goes on after the last symbol")
+        if len(decoders) <= max(part_of_step):
+            return self._engine.fill(y_hat, len(decoders))
         return y_hat
 
     def least_bits(self, tile: Tile) -> float:
         """The fewest bits that the symbols of a tile can take: each its table's likeliest."""
         y = self._tables.y.least_bits().min() * self._info.config.latent_channels
-        z = self._tables.z.least_bits().sum()
-        return float(np.prod(tile.inside) * y + np.prod(tile.hyper_inside) * z)
+        return float(np.prod(tile.inside) * y) + self.least_hyper_bits(tile)
+
+    def least_hyper_bits(self, tile: Tile) -> float:
+        """The fewest bits that the symbols of z of a tile can take."""
+        return float(np.prod(tile.hyper_inside) * self._tables.z.least_bits().sum())
 
     def _z_table(self, tile: Tile) -> np.ndarray:
         """The table of every coded symbol of z, (N · rows · columns,) uint16."""
@@ -198,23 +210,33 @@ class TileCoder:
         channels = np.arange(self._info.config.hyper_channels, dtype=np.uint16)
         return channels.repeat(rows * columns)
 
-    def _step_masks(self, tile: Tile) -> list[Tensor] | None:
+    def _masks(self, tile: Tile) -> list[np.ndarray] | None:
         """Masks, bool, of the symbols of each step that are coded; None if all are."""
-        if tile.is_full:
-            return None
-        mask = inside_mask(tile, self._info.config.latent_channels, self._device)
-        return [part > 0 for part in self._network.partition.split(dense(mask))]
+        return None if tile.is_full else self._engine.masks(tile)
 
-    def _integers(self, symbols: Tensor) -> Tensor:
-        """Float symbols as int32."""
-        if not bool(symbols.abs().max() <= LARGEST_SYMBOL):  # also false for a NaN
+    def _integers(self, symbols: np.ndarray) -> np.ndarray:
+        """Float symbols as contiguous int32."""
+        if not bool(np.abs(symbols).max() <= LARGEST_SYMBOL):  # also false for a NaN
             raise DataError(
                 f"{self._info.path}: gives latents beyond ±{LARGEST_SYMBOL} for this picture; the "
                 "model has diverged, export an earlier checkpoint"
             )
-        return symbols.to(torch.int32)
+        return np.ascontiguousarray(symbols, np.int32)
 
 
-def _coded(x: Tensor, masks: list[Tensor] | None, step: int) -> np.ndarray:
-    """The coded entries of a step's (1, C, h, w) tensor, in (channel, row, column) order."""
-    return (x.contiguous().flatten() if masks is None else x[masks[step]]).cpu().numpy()
+class _Payload(AnsDecoder):
+    """A decoder that takes nothing from a payload of nothing: the coder would go on for ever."""
+
+    def __init__(self, payload: bytes) -> None:
+        super().__init__(payload)
+        self._has_any = bool(payload)
+
+    def pull(self, table: np.ndarray, models: SymbolModels) -> np.ndarray:
+        if len(table) and not self._has_any:
+            raise BitstreamError("has symbols, and no payload for them")
+        return super().pull(table, models)
+
+
+def _coded(x: np.ndarray, masks: list[np.ndarray] | None, step: int) -> np.ndarray:
+    """The coded entries of a step's (1, C, h, w) array, in (channel, row, column) order."""
+    return x.ravel() if masks is None else x[masks[step]]

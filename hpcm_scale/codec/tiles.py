@@ -6,18 +6,14 @@ so the result is that of the whole picture and no seam can appear.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from typing import Any
 
-import torch
-from torch import Tensor, nn
+import numpy as np
 
 from hpcm_scale.config import ModelConfig
 from hpcm_scale.errors import DataError
-from hpcm_scale.models.codec_network import CodecNetwork, noise_shapes
-from hpcm_scale.models.storage_tracker import StorageTracker
-from hpcm_scale.models.zoo import build
 from hpcm_scale.units import gib
 
 LATENT = 16
@@ -28,8 +24,6 @@ LARGEST_TILE = 2048
 """Side of the largest coding tile, in pixels: more memory would save next to no bits."""
 WHOLE = 1 << 20
 """Side of a piece, in pixels, that holds any picture."""
-COUNTED_SIDE = 256
-"""Side of the picture, in pixels, whose memory is counted."""
 
 
 @dataclass(frozen=True)
@@ -41,8 +35,8 @@ class Grid:
     height: int
     width: int
 
-    def of(self, x: Tensor) -> Tensor:
-        """x (..., H, W) -> (..., height, width), a view."""
+    def of(self, x: Any) -> Any:
+        """x (..., H, W) -> (..., height, width), a view; x is an array or a tensor."""
         return x[..., self.top : self.top + self.height, self.left : self.left + self.width]
 
 
@@ -125,55 +119,36 @@ def walk_bytes(config: ModelConfig) -> float:
     return 4 * 48 * config.latent_channels / LATENT**2
 
 
-@lru_cache(maxsize=8)
-def transform_bytes(config: ModelConfig) -> tuple[float, float]:
-    """Bytes a pixel that g_a and g_s work in, counted on the meta device where none is stated."""
-    with torch.device("meta"):
-        network = build(config)
-        inputs = (
-            torch.empty(1, 3, COUNTED_SIDE, COUNTED_SIDE),
-            torch.empty(noise_shapes(config, 1, COUNTED_SIDE, COUNTED_SIDE)[0]),
-        )
-    found = []
-    for transform, x in zip((network.g_a, network.g_s), inputs, strict=True):
-        stated = getattr(transform, "working_bytes", None)
-        if stated is None:
-            account = StorageTracker([*transform.parameters(), x], 0)
-            with account, torch.no_grad():
-                transform(x.contiguous(memory_format=torch.channels_last))
-            # Half as much again for what the allocator and the convolutions keep.
-            stated = 1.5 * sum(account.peak) / COUNTED_SIDE**2
-        found.append(stated)
-    return found[0], found[1]
-
-
-def reach_of(transform: nn.Module) -> int | None:
-    """Pixels beyond its own that a latent of g_a or g_s sees or influences; None for all."""
-    return getattr(transform, "reach", None)
-
-
 def piece_side(reach: int, working_bytes: float, memory: int) -> int:
     """Side of the pieces, in pixels, on which a transform keeps within `memory` bytes."""
     side = math.isqrt(int(memory / working_bytes)) - 2 * reach
     return max(4 * LATENT, side // LATENT * LATENT)
 
 
-def check_memory(network: CodecNetwork, height: int, width: int, memory: int, name: str) -> None:
+def check_memory(
+    whole_bytes: Sequence[float],
+    config: ModelConfig,
+    sides: tuple[int, int],
+    multiple: int,
+    memory: int,
+    name: str,
+) -> None:
     """Refuse a picture that takes more than `memory` bytes in a part that must see all of it.
+
+    Args:
+        whole_bytes: bytes a pixel of each such part.
+        sides: height and width of the picture.
+        multiple: what sides must be multiples of for the network, in pixels.
 
     Raises:
         DataError: naming `name`, what it takes and the remedy.
     """
-    needs = [walk_bytes(network.config)] if network.global_context else []
-    transforms = (network.g_a, network.g_s)
-    if any(reach_of(transform) is None for transform in transforms):
-        counted = zip(transforms, transform_bytes(network.config), strict=True)
-        needs += [count for transform, count in counted if reach_of(transform) is None]
-    pixels = math.prod(canvas(height, width, network.image_multiple))
-    if needs and max(needs) * pixels > memory:
+    height, width = sides
+    pixels = math.prod(canvas(height, width, multiple))
+    if whole_bytes and max(whole_bytes) * pixels > memory:
         raise DataError(
-            f"{name}: {width}×{height} pixels take about {gib(max(needs) * pixels)} in the layers "
-            f"of {network.config.name} that see the whole picture, which cannot be cut into tiles; "
+            f"{name}: {width}×{height} pixels take about {gib(max(whole_bytes) * pixels)} in the "
+            f"layers of {config.name} that see the whole picture, which cannot be cut into tiles; "
             f"{gib(memory)} are allowed (--memory)"
         )
 
@@ -204,8 +179,8 @@ def in_pieces(
             run(Grid(*first, last[0] - first[0], last[1] - first[1]), keep)
 
 
-def inside_mask(tile: Tile, channels: int, device: torch.device) -> Tensor:
-    """(1, channels, h, w) float: 1 at the tile's latents that are coded, 0 in its padding."""
-    mask = torch.zeros(1, channels, tile.place.height, tile.place.width, device=device)
+def inside_mask(tile: Tile, channels: int) -> np.ndarray:
+    """(1, channels, h, w) float32: 1 at the tile's latents that are coded, 0 in its padding."""
+    mask = np.zeros((1, channels, tile.place.height, tile.place.width), np.float32)
     mask[..., : tile.inside[0], : tile.inside[1]] = 1
     return mask

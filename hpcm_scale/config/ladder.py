@@ -54,7 +54,10 @@ class SizeConfig(StrictModel):
 
 
 class RateRule(StrictModel):
-    """The peak learning rate of a size: lr · (by / reference)^exponent, at most `max_lr`."""
+    """The peak learning rate of a size: lr · (by / reference)^exponent, at most `max_lr`.
+
+    With `run.optimizer.parametrization: mup` it is `lr` at every width, the reference is the base.
+    """
 
     renamed: ClassVar = {"at": "reference", "power": "exponent", "most": "max_lr"}
 
@@ -64,8 +67,9 @@ class RateRule(StrictModel):
     """The value of `by` that `lr` was found for."""
     lr: float = Field(gt=0)
     """The learning rate there."""
-    exponent: float
-    """0 for one rate at all sizes; -1 with the width is that of arXiv 2203.03466."""
+    exponent: float | None = None
+    """0 for one rate at all sizes; -1 with the width is that of arXiv 2203.03466 for hidden layers.
+    Must be given, but not with mup, whose learning rates follow the width layer by layer."""
     max_lr: float | None = Field(default=None, gt=0)
     """No size gets more than this."""
     source: str = Field(min_length=1)
@@ -73,7 +77,7 @@ class RateRule(StrictModel):
 
     def rate(self, value: float) -> float:
         """The rate for a value of `by`, to three digits."""
-        lr = self.lr * (value / self.reference) ** self.exponent
+        lr = self.lr * (value / self.reference) ** (self.exponent or 0.0)
         return float(f"{min(lr, self.max_lr or lr):.3g}")
 
 
@@ -151,6 +155,8 @@ class LadderConfig(StrictModel):
             self._differ(f"sizes.{size.label}.seeds", size.seeds or ())
             if size.lr is None and self.rate is None:
                 raise ValueError(f"rate: is missing, and size {size.label} has no lr of its own")
+        if self.rate is not None:
+            self._rate_fits(self.rate)
         for key, decided_by in DECIDED.items():
             section: Any = self.run
             for part in key.split("."):
@@ -160,6 +166,21 @@ class LadderConfig(StrictModel):
         if self.ablations:
             self._ablations_fit(self.ablations)
         return self
+
+    def _rate_fits(self, rate: RateRule) -> None:
+        optimizer = self.run.get("optimizer")
+        mup = isinstance(optimizer, dict) and optimizer.get("parametrization") == "mup"
+        if not mup and rate.exponent is None:
+            raise ValueError(
+                "rate.exponent: is required, unless run.optimizer.parametrization is mup"
+            )
+        if mup and rate.exponent:
+            raise ValueError(
+                f"rate.exponent: {rate.exponent:g} would come on top of mup, which has one "
+                "learning rate for every width; leave it out"
+            )
+        if mup and rate.by != "width":
+            raise ValueError(f"rate.by: {rate.by} says nothing of a width, which mup starts from")
 
     @staticmethod
     def _differ(field: str, values: Any) -> None:
@@ -224,6 +245,9 @@ class LadderConfig(StrictModel):
         }
         for key, value in (ours | (changes or {})).items():
             set_dotted(values, key, value, source)
+        optimizer = values["optimizer"]
+        if optimizer.get("parametrization") == "mup" and self.rate and self.rate.by == "width":
+            optimizer.setdefault("base_width", self.rate.reference)
         return parse(RunConfig, values, source)
 
 

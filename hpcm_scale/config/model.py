@@ -1,9 +1,9 @@
 """The configuration of a network."""
 
 import math
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from hpcm_scale.config.strict import Count, Positive, StrictModel, parse
 from hpcm_scale.errors import ConfigError
@@ -50,6 +50,15 @@ class ModelConfig(StrictModel):
     """N, channels of the hyper-latents z."""
     published: PublishedComplexity | None = None
     """The papers' figures for this variant; dropped by the width and depth multipliers."""
+    rates: tuple[Annotated[float, Field(gt=0)], ...] = ()
+    """λ of each gain vector, increasing, of a network that codes at every rate between the first
+    and the last; none for a network of one rate."""
+
+    @model_validator(mode="after")
+    def _rates_rise(self) -> Self:
+        if len(self.rates) == 1 or list(self.rates) != sorted(set(self.rates)):
+            raise ValueError(f"rates: {list(self.rates)} must be none, or two or more, increasing")
+        return self
 
     def scaled(self, width: float, depth: float) -> Self:
         """This network with its channels times `width` and its block counts times `depth`.
@@ -119,6 +128,9 @@ class HpcmConfig(ModelConfig):
     """The net that S1 and S2 share."""
     shared_s3: SharedNetConfig = SharedNetConfig(before=3, after=2)
     """The net of S3."""
+    context_channels: Positive | None = None
+    """Channels of the step adaptors and shared nets; the papers' 3M if not given. Fewer keep the
+    context model small beside many latent channels."""
     fusion: Literal["attention", "psi", "none"] = "attention"
     """The context after a step: windowed cross-attention, ψ itself, or unchanged (ablation)."""
     heads: Positive = 32
@@ -140,9 +152,17 @@ class HpcmConfig(ModelConfig):
             )
         if self.architecture != "hpcm":
             # A run would be recorded as what it is not.
-            for name in ("schedule", "hierarchical", "hyper_alignment", "fusion"):
+            for name in (
+                "schedule",
+                "hierarchical",
+                "hyper_alignment",
+                "fusion",
+                "context_channels",
+            ):
                 if getattr(self, name) != type(self).model_fields[name].default:
                     raise ValueError(f"{name}: only of hpcm, architecture is {self.architecture}")
+        elif self.context_channels and any(self.adaptor_depths):
+            raise ValueError("context_channels: goes with adaptor_depths of 0, which are 1×1")
         elif self.fusion == "attention" and (2 * self.latent_channels) % self.heads:
             raise ValueError(
                 f"heads: {self.heads} does not divide 2M = {2 * self.latent_channels}, "
@@ -187,6 +207,7 @@ class HpcmConfig(ModelConfig):
                 "hyper_channels": channels(self.hyper_channels),
                 "hyper_width": channels(self.hyper_width),
                 "widths": [channels(count) for count in self.widths],
+                "context_channels": self.context_channels and channels(self.context_channels),
                 "heads": min(
                     (heads for heads in range(1, 2 * m + 1) if 2 * m % heads == 0),
                     key=lambda heads: abs(2 * m / heads - head_size),

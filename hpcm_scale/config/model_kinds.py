@@ -1,35 +1,34 @@
 """Which class of configuration each architecture has."""
 
+from importlib import import_module
 from typing import Any
 
-from hpcm_scale.config.model import HpcmConfig, ModelConfig
-from hpcm_scale.config.peers.dcae import DcaeConfig
-from hpcm_scale.config.peers.elic import ElicConfig
-from hpcm_scale.config.peers.flic import FlicConfig
-from hpcm_scale.config.peers.lalic import LalicConfig
-from hpcm_scale.config.peers.mambavc import MambavcConfig
-from hpcm_scale.config.peers.mlicpp import MlicppConfig
-from hpcm_scale.config.peers.stf import StfConfig
-from hpcm_scale.config.peers.tcm import TcmConfig
-from hpcm_scale.config.peers.weconvene import WeconveneConfig
+from hpcm_scale.config.model import ModelConfig
 from hpcm_scale.config.strict import parse
 from hpcm_scale.errors import ConfigError
 
-MODEL_KINDS: dict[str, type[ModelConfig]] = {
-    "hpcm": HpcmConfig,
-    "charm": HpcmConfig,
-    "dcvc-dc-intra": HpcmConfig,
-    "dcae": DcaeConfig,
-    "elic": ElicConfig,
-    "flic": FlicConfig,
-    "lalic": LalicConfig,
-    "mambavc": MambavcConfig,
-    "mlicpp": MlicppConfig,
-    "stf": StfConfig,
-    "tcm": TcmConfig,
-    "weconvene": WeconveneConfig,
+_HPCM = ("model", "HpcmConfig")
+_KINDS = {
+    "hpcm": _HPCM,
+    "charm": _HPCM,
+    "dcvc-dc-intra": _HPCM,
+    "dcae": ("peers.dcae", "DcaeConfig"),
+    "elic": ("peers.elic", "ElicConfig"),
+    "flic": ("peers.flic", "FlicConfig"),
+    "lalic": ("peers.lalic", "LalicConfig"),
+    "mambavc": ("peers.mambavc", "MambavcConfig"),
+    "mlicpp": ("peers.mlicpp", "MlicppConfig"),
+    "stf": ("peers.stf", "StfConfig"),
+    "tcm": ("peers.tcm", "TcmConfig"),
+    "weconvene": ("peers.weconvene", "WeconveneConfig"),
 }
-"""The class of configuration of each architecture."""
+"""Module and class of each architecture's configuration."""
+
+
+def _kind(architecture: str) -> type[ModelConfig]:
+    """The class of an architecture's configuration, imported when it is first needed."""
+    module, name = _KINDS[architecture]
+    return getattr(import_module(f"hpcm_scale.config.{module}"), name)
 
 
 def parse_model(values: Any, source: str) -> ModelConfig:
@@ -39,9 +38,6 @@ def parse_model(values: Any, source: str) -> ModelConfig:
         ConfigError: naming `source`, the field, the value and the rule it breaks.
     """
     name = values.get("architecture", "hpcm") if isinstance(values, dict) else "hpcm"
-    kind = MODEL_KINDS.get(name) if isinstance(name, str) else None
-    if kind is None:
-        raise ConfigError(
-            f"{source}: architecture: {name!r} is not one of {', '.join(MODEL_KINDS)}"
-        )
-    return parse(kind, values, source)
+    if not isinstance(name, str) or name not in _KINDS:
+        raise ConfigError(f"{source}: architecture: {name!r} is not one of {', '.join(_KINDS)}")
+    return parse(_kind(name), values, source)

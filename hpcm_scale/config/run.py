@@ -21,6 +21,9 @@ class ModelChoice(StrictModel):
     """Multiplies the number of residual blocks of every part that has any."""
     overrides: dict[str, Any] = Field(default_factory=dict)
     """Fields of ModelConfig set after the multipliers, such as `fusion: psi`."""
+    rates: tuple[Annotated[float, Field(gt=0)], ...] | None = None
+    """λ of the gain vectors of a network that codes at every rate from the first to the last. A run
+    that starts from a model file of one rate gets them too; gains are 1 at that file's λ."""
 
 
 class LossConfig(StrictModel):
@@ -30,7 +33,10 @@ class LossConfig(StrictModel):
     """mse: λ·255²·MSE + bpp, MSE of values in [0, 1]. ms-ssim: λ·(1 − MS-SSIM) + bpp."""
     lmbda: float = Field(default=0.013, gt=0)
     """λ of distortion + rate. The papers train .0018 .0035 .0067 .013 .025 .0483 for mse and
-    2.4 4.58 8.73 16.64 31.73 60.5 for ms-ssim."""
+    2.4 4.58 8.73 16.64 31.73 60.5 for ms-ssim. A network of many rates has its own instead."""
+    rate_balance: float = Field(default=0.5, ge=0, le=1)
+    """Of a network of many rates: each crop's objective counts λ^-rate_balance. At 0.5 the
+    gradients of all rates are of a size: at high rate errors shrink as 1/√λ, and λ weights them."""
 
 
 class OptimizerConfig(StrictModel):
@@ -74,6 +80,13 @@ class OptimizerConfig(StrictModel):
     lr_factors: dict[str, Annotated[float, Field(ge=0)]] = Field(default_factory=dict)
     """What the learning rate of parts is of the run's, such as {g_a: 0.1}; of nested parts the
     innermost decides."""
+    parametrization: Literal["standard", "mup"] = "standard"
+    """standard: one learning rate and torch's initial weights at every width. mup: both follow each
+    layer's fan-in, so that the `lr` found at `base_width` serves every width (maximal update
+    parametrization, arXiv 2203.03466); weight decay a step stays what it is at that width."""
+    base_width: float | None = Field(default=None, gt=0)
+    """mup: the width multiplier at which it is the standard parametrization, where `lr` was found.
+    In a ladder `rate.reference` unless given."""
     ema: float | None = Field(default=None, gt=0, lt=1)
     """Decay a step of an exponential moving average of the weights, which validation and export
     then use; none is kept if not given. Early steps decay faster: min(ema, (1+t)/(10+t))."""
@@ -88,6 +101,12 @@ class OptimizerConfig(StrictModel):
             raise ValueError(f"milestones: {list(self.milestones)} must be increasing")
         if self.weight_decay and self.type == "adam":
             raise ValueError(f"weight_decay: {self.weight_decay} needs type adamw")
+        if (self.parametrization == "mup") != (self.base_width is not None):
+            raise ValueError(
+                "base_width: is missing; mup needs the width multiplier that lr was found for"
+                if self.base_width is None
+                else f"base_width: {self.base_width} needs parametrization mup"
+            )
         return self
 
 
@@ -134,6 +153,10 @@ class RunConfig(StrictModel):
     init: Path | None = None
     """A model file to start from, imported, exported or bundled (by its name). It brings its
     network: `model` is not looked at. λ, distortion and data may be others."""
+    initial_weights: Literal["random", "principal_components"] = "random"
+    """Where there is no `init`. principal_components: g_a and g_s begin as a block transform that
+    keeps the leading components of crops of the training data; for HPCM, and short runs of narrow
+    networks."""
     data: DataConfig
     """Training and validation data."""
     loss: LossConfig = LossConfig()
@@ -157,10 +180,16 @@ class RunConfig(StrictModel):
     """A name in configs/deepspeed, or the path of such a file: how parameters, gradients and
     optimizer state are spread over ranks, memory and disks."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """Arithmetic of the passes; auto is bf16 on GPUs and fp32 on CPUs. Master weights are fp32."""
+    """Arithmetic of the passes. auto is bf16 on GPUs, and on CPUs that have it (AVX512-BF16 or AMX)
+    under ZeRO 1 to 3; else fp32. Master weights, rates and the optimizer are fp32. A run may go on
+    with the other."""
     checkpoint_activations: bool | Positive = True
     """Recompute activations in the backward pass instead of keeping them: of every transform stage
     and coding step (true), of none (false), or of every k-th."""
+    compile: Literal["none", "blocks"] = "none"
+    """blocks: each transform stage and coding step through torch.compile, under ZeRO 0 to 2. On
+    GPUs they replay as CUDA graphs where a step is one pass and no activation is recomputed: for
+    small micro-batches, whose time goes into launching operations. The first step takes minutes."""
     log_every: Positive = 10
     """Steps between rows of metrics."""
     validate_every: Positive = 1000
@@ -183,6 +212,10 @@ class RunConfig(StrictModel):
             raise ValueError(
                 f"data.crop: {self.data.crop} is too small for the five scales of MS-SSIM, which "
                 "need more than 160"
+            )
+        if self.init is not None and self.initial_weights != "random":
+            raise ValueError(
+                f"initial_weights: {self.initial_weights} beside init, which brings its weights"
             )
         given = [name for name in ("steps", "crops", "flops") if getattr(self, name) is not None]
         if len(given) != 1:

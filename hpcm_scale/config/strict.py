@@ -6,7 +6,6 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, ParamSpec, TypeVar, get_args
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from hpcm_scale.errors import ConfigError
@@ -20,7 +19,7 @@ Count = Annotated[int, Field(ge=0)]
 class StrictModel(BaseModel):
     """Unknown keys are errors, values never change after reading."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
     renamed: ClassVar[Mapping[str, str]] = {}
     """Name of a field in version 0.1 -> its name now. The old names are read for one version."""
@@ -139,6 +138,8 @@ def read_yaml(path: Path | str) -> dict[str, Any]:
     Raises:
         ConfigError: if the file cannot be read or is not a YAML mapping.
     """
+    import yaml  # here: coding a picture reads none
+
     try:
         values = yaml.safe_load(Path(path).read_text())
     except (OSError, UnicodeDecodeError) as error:
@@ -179,6 +180,8 @@ def read_changed(
     Raises:
         ConfigError: for a file or a change that cannot be read.
     """
+    import yaml
+
     values = current_names(kind, read_yaml(path), str(path))
     for change in changes or []:
         key, equals, text = change.partition("=")

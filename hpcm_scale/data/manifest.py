@@ -188,7 +188,7 @@ class Manifest:
         return cls(shards, str(values.get("made_by")), **rest)
 
     def _fingerprints(self) -> dict[str, int]:
-        """Of every split that has samples."""
+        """Fingerprints of the splits that have samples."""
         return {
             name: self.split(name, "").fingerprint()
             for name, total in self.totals().items()

@@ -21,7 +21,7 @@ class Source:
 
     path: Path
     name: str
-    """Its path inside the source: what it is sorted and reported by."""
+    """Path inside the source, by which it is sorted and reported."""
     size: int
     modified: int
     """Time of its last change, in ns."""

@@ -20,7 +20,7 @@ from hpcm_scale.data.recipe import Recipe
 
 KEPT = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}
 HASH_DIGITS = 16
-"""Of the hash of a sample's pixels, in its key."""
+"""Hexadecimal digits of the hash of a sample's pixels, in its key."""
 WEBP_SIDE = 16383
 """Longest side of a WebP in pixels."""
 FILE_LIMIT = 1 << 30  # bytes; read whole into memory, once for each core

@@ -49,7 +49,7 @@ def sha256_of(stream: BufferedReader | FileIO) -> str:
 
 
 class Content(Protocol):
-    """What is known of a file before it is fetched: a shard, or a table of the manifest."""
+    """Facts known of a file before it is fetched: a shard, or a table of the manifest."""
 
     @property
     def bytes(self) -> int: ...

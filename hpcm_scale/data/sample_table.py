@@ -1,4 +1,4 @@
-"""What a large manifest holds of every sample, in two NumPy files that are mapped, not read.
+"""Samples of a large manifest, in two NumPy files that are mapped, not read.
 
 One has a row a sample, the other their names end to end. Mapped, 100 million samples open as fast
 as ten, and the processes of a host share one copy.

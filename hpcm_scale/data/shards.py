@@ -62,7 +62,7 @@ def _members(tar: tarfile.TarFile, path: Path, length: int) -> Iterator[Member]:
         if not is_safe(info.name):
             raise DataError(
                 f"{path}: member {info.name!r} would be unpacked outside its folder; "
-                "do not unpack this tar, write it anew without that member"
+                "do not unpack this tar, write it again without that member"
             )
         if info.isreg():
             sparse = info.issparse()

@@ -275,7 +275,7 @@ def _shards_at_once(data: DataConfig, split: Split, streams: int) -> int:
 
 
 def _cache_for(data: DataConfig, root: str) -> Cache | None:
-    """What of a dataset behind a URL is kept on this host; None for a local folder."""
+    """Cache on this host of a dataset behind a URL; None for a local folder."""
     return Cache(data.cache, int(data.cache_gb * 1e9)) if is_remote(root) else None
 
 
@@ -302,9 +302,9 @@ class WholeImage:
     image: torch.Tensor
     """(3, H, W) uint8."""
     sample: int
-    """Its number in the set."""
+    """Number of the image in the set."""
     key: str
-    """Its name, without folder and suffix."""
+    """Name of the image, without folder and suffix."""
     counted: bool
     """False for a stand-in that only keeps the ranks in step: leave it out of averages."""
 
@@ -365,7 +365,7 @@ class _SplitImages:
         return sample_key(name), f"{self.reader.root}/{shard.path}: {name}"
 
     def read(self, sample: int) -> bytes:
-        """The image's file."""
+        """The bytes of the image's file."""
         return self.reader.read(sample)
 
 

@@ -19,7 +19,7 @@ class Choice:
     """Which image member of a key is the sample."""
 
     member: str | None = None
-    """What follows the key in the name of the one wanted, such as jpg or left.jpg."""
+    """Ending after the key in the name of the one wanted, such as jpg or left.jpg."""
     all_members: bool = False
     """Every image is a sample of its own."""
     key_split: KeySplit = "auto"

@@ -1,4 +1,4 @@
-"""Symbols to bytes and back: asymmetric numeral systems (constriction) over frozen integer tables.
+"""Symbols to bytes and back: asymmetric numeral systems over frozen integer tables.
 
 The coder is a stack: what is pushed last is pulled first, so an encoder pushes a picture's groups
 of symbols in the reverse of the order in which the decoder needs them. Within a group, symbols are
@@ -8,20 +8,33 @@ sorted by table, so that each table in use is one call into compiled code.
 import zlib
 from typing import Any
 
-import constriction
 import numpy as np
 
+from hpcm_scale.entropy import ans
 from hpcm_scale.entropy.tables import PRECISION, TableSet
 from hpcm_scale.errors import BitstreamError, DataError
 
 LARGEST_SYMBOL = 2**30
 """Largest magnitude of a symbol: what an escape can hold."""
 
-# Submodules of a compiled module are attributes of it, which type checkers cannot see.
-_stream: Any = constriction.stream  # pyright: ignore[reportAttributeAccessIssue]
-_model = _stream.model
-_BYTES = _model.Uniform(256)
-_COUNTS = _model.Uniform(5)  # an escaped value takes 0 to 4 bytes
+try:
+    import constriction
+except ModuleNotFoundError:  # it has no wheel for this machine
+    _AnsCoder, _uniform, _categorical = ans.AnsCoder, ans.uniform, ans.Model
+else:
+    # Submodules of a compiled module are attributes of it, which type checkers cannot see.
+    _stream: Any = constriction.stream  # pyright: ignore[reportAttributeAccessIssue]
+    _AnsCoder, _uniform = _stream.stack.AnsCoder, _stream.model.Uniform
+
+    def _categorical(frequencies: np.ndarray) -> Any:
+        # constriction gives every symbol 1 and shares the rest of 2^24 in proportion. These
+        # weights sum to exactly that rest, so the share of each is itself: no rounding.
+        weights = (frequencies - 1).astype(np.float64)
+        return _stream.model.Categorical(weights, perfect=False, lazy=False)
+
+
+_BYTES = _uniform(256)
+_COUNTS = _uniform(5)  # an escaped value takes 0 to 4 bytes
 
 
 class SymbolModels:
@@ -37,10 +50,7 @@ class SymbolModels:
     def __getitem__(self, table: int) -> Any:
         if table not in self._models:
             start, end = self._starts[table : table + 2]
-            # constriction gives every symbol 1 and shares the rest of 2^24 in proportion. These
-            # weights sum to exactly that rest, so the share of each is itself: no rounding.
-            weights = (self._frequencies[start:end] - 1).astype(np.float64)
-            self._models[table] = _model.Categorical(weights, perfect=False, lazy=False)
+            self._models[table] = _categorical(self._frequencies[start:end])
         return self._models[table]
 
     def bits(self, symbols: np.ndarray, table: np.ndarray) -> float:
@@ -54,7 +64,7 @@ class AnsEncoder:
     """The encoder's end of the stack."""
 
     def __init__(self) -> None:
-        self._coder = _stream.stack.AnsCoder()
+        self._coder = _AnsCoder()
 
     def push(self, symbols: np.ndarray, table: np.ndarray, models: SymbolModels) -> None:
         """Put one group of symbols on the stack.
@@ -111,7 +121,7 @@ class AnsDecoder:
         if payload.endswith(b"\0"):
             raise BitstreamError("payload ends in a zero byte, which no encoder writes")
         padded = payload + bytes(-len(payload) % 4)
-        self._coder = _stream.stack.AnsCoder(np.frombuffer(padded, "<u4").astype(np.uint32))
+        self._coder = _AnsCoder(np.frombuffer(padded, "<u4").astype(np.uint32))
 
     def pull(self, table: np.ndarray, models: SymbolModels) -> np.ndarray:
         """Take one group of symbols from the stack: the inverse of `AnsEncoder.push`.
@@ -144,6 +154,8 @@ class AnsDecoder:
         total = int(counts.sum())
         if total:
             octets[np.arange(4) < counts[:, None]] = self._coder.decode(_BYTES, total)
+        if (octets[np.arange(r.size), counts - 1] == 0)[counts > 0].any():
+            raise BitstreamError("payload holds a value that is not in its shortest form")
         value = octets.view("<u4").ravel().astype(np.int64)
         magnitude = value // 2 + r + 1
         if (magnitude > LARGEST_SYMBOL).any():

@@ -21,7 +21,7 @@ class StepCoding(NamedTuple):
     """The table of each, int32: it alone decides the coding."""
     mean: Tensor
     scale: Tensor
-    """What the rate estimate takes."""
+    """Scale of the density, for the rate estimate."""
 
     def symbols(self, y: Tensor) -> Tensor:
         """Float symbols of the latents that an encoder has."""
@@ -32,7 +32,7 @@ class StepCoding(NamedTuple):
         return symbols + self.mean
 
     def residual(self, symbols: Tensor) -> Tensor:
-        """What the density prices: the distance of ŷ from its mean."""
+        """Distance of ŷ from its mean, of which the density gives the likelihood."""
         return symbols
 
 
@@ -98,7 +98,7 @@ class FloatParameters:
 
     def walk(self, z_symbols: Tensor, code: CodeStep) -> Tensor:
         def coded(step: int, scale: Tensor, mean: Tensor) -> Tensor:
-            coding = self._coding(scale, mean)
+            coding = self.coding(scale, mean)
             return coding.latents(code(step, coding))
 
         z_hat = (z_symbols + self._network.z_prior.centre).contiguous(
@@ -106,7 +106,8 @@ class FloatParameters:
         )
         return self._network.code_steps(self._network.h_s(z_hat), coded)
 
-    def _coding(self, scale: Tensor, mean: Tensor) -> StepCoding:
+    def coding(self, scale: Tensor, mean: Tensor) -> StepCoding:
+        """How latents of a scale and a mean, both dense (B, C_k, h_k, w_k), are coded."""
         index = torch.bucketize(scale.contiguous(), self._boundaries, out_int32=True)
         if self._offsets is None:
             return StepCoding(index, mean, scale)

@@ -17,7 +17,7 @@ from hpcm_scale.models.density import SHAPE, FactorizedPrior, Gaussian, HyperPri
 TAIL = 1e-6
 """Mass that an escape symbol has, both tails together; at least that where tables reach further."""
 NORMAL_TAIL = 1e-9
-"""Mass beyond the tables of the normal density: the smallest likelihood that it is priced with."""
+"""Mass beyond the tables of the normal density: the smallest likelihood it gives."""
 LARGEST_Z_SCALE = 1024.0
 """Learned z scales beyond are coded with this one, which keeps a table under 2^14 symbols."""
 LARGEST_Z_RANGE = 4096
@@ -31,7 +31,7 @@ NODES = 8
 
 @dataclass(frozen=True)
 class Kind:
-    """What the tables of one family of densities are made from."""
+    """Parameters of the tables of one family of densities."""
 
     least: float
     """Scale of the first table; smaller ones are coded as this one."""

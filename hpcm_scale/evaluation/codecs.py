@@ -21,11 +21,14 @@ import torch
 from PIL import Image, features
 
 from hpcm_scale import __version__
+from hpcm_scale.codec.aim import LARGEST_RATE, NO_AIM, Aim, quality_of
 from hpcm_scale.codec.codec import Codec
 from hpcm_scale.codec.images import Picture
 from hpcm_scale.config import ModelConfig
 from hpcm_scale.errors import ConfigError
-from hpcm_scale.weights.model_file import ModelInfo, read_info
+from hpcm_scale.units import MIB, peak_resident, reset_peak
+from hpcm_scale.weights.model_info import ModelInfo
+from hpcm_scale.weights.stored_model import read_info
 
 T = TypeVar("T")
 
@@ -153,11 +156,15 @@ PILLOW = {
 
 def measured(run: Callable[[], T]) -> Measured[T]:
     """Run something in this process and measure it."""
-    counts = _reset_peak()
+    try:
+        reset_peak()
+        counts = True
+    except OSError:
+        counts = False
     start = perf_counter()
     value = run()
     seconds = perf_counter() - start
-    return Measured(value, seconds, _peak() if counts else None)
+    return Measured(value, seconds, peak_resident() / MIB if counts else None)
 
 
 def pillow_settings(names: Iterable[str]) -> list[Setting]:
@@ -235,34 +242,33 @@ def model_settings(
             "fast": fast,
             "program": __version__,
         }
-        name = "?" if info.lmbda is None else f"{info.lmbda:g}"
-        settings.append(
-            Setting(
-                curve, name, key, lambda i=info: _model_coder(i.path, device, memory, fast), info
+        for name, aim in _rates_of(info):
+            rated = key if aim == NO_AIM else key | {"quality": aim.quality}
+            settings.append(
+                Setting(
+                    curve,
+                    name,
+                    rated,
+                    lambda i=info, a=aim: _model_coder(i.path, device, memory, fast, a),
+                    info,
+                )
             )
-        )
     return settings
 
 
-def _model_coder(path: Path, device: str, memory: int, fast: bool) -> Coder:
+def _rates_of(info: ModelInfo) -> list[tuple[str, Aim]]:
+    """Name and aim of each point of a model's curve: its λ, or qualities of its λs in turn."""
+    count = len(info.config.rates)
+    if not count:
+        return [("?" if info.lmbda is None else f"{info.lmbda:g}", NO_AIM)]
+    places = [round(i * LARGEST_RATE / (count - 1)) for i in range(count)]
+    aims = [Aim(quality=quality_of(place)) for place in places]
+    return [(f"q{aim.quality:.4g}", aim) for aim in aims]
+
+
+def _model_coder(path: Path, device: str, memory: int, fast: bool, aim: Aim) -> Coder:
     codec = Codec.load(path, device, memory, portable=not fast)
     return Coder(
-        lambda pixels: measured(lambda: codec.compress(Picture(pixels)).data),
+        lambda pixels: measured(lambda: codec.compress(Picture(pixels), aim=aim).data),
         lambda data: measured(lambda: codec.decompress(data).picture.pixels),
     )
-
-
-def _reset_peak() -> bool:
-    """Let the process's peak memory start from its present size; False where it cannot."""
-    try:
-        Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        return False
-    return True
-
-
-def _peak() -> float:
-    """Largest resident memory of this process since the reset, in MiB."""
-    status = Path("/proc/self/status").read_text()
-    kilobytes = next(line for line in status.splitlines() if line.startswith("VmHWM"))
-    return int(kilobytes.split()[1]) / 1024

@@ -15,8 +15,8 @@ from hpcm_scale.codec.find_model import find_model
 from hpcm_scale.codec.image_writer import extension_writer, picture_bytes
 from hpcm_scale.codec.images import Picture, read_picture
 from hpcm_scale.errors import DataError
-from hpcm_scale.evaluation.metrics import psnr
 from hpcm_scale.files import atomic_write
+from hpcm_scale.units import psnr_of
 
 GAP = 8
 """Pixels between the two pictures and around the captions."""
@@ -48,7 +48,7 @@ def compare(original: Path, reconstruction: Path) -> Comparison:
             f"{reconstruction}: is {second.width}x{second.height}, {original} is "
             f"{first.width}x{first.height}; only pictures of one size can be compared"
         )
-    quality = psnr(np.asarray(first), np.asarray(second))
+    quality = psnr_of(np.asarray(first), np.asarray(second))
     captions = (original.name, f"{reconstruction.name}  {quality:.2f} dB")
     return Comparison(quality, side_by_side((first, second), captions))
 

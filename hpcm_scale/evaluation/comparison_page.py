@@ -19,9 +19,10 @@ from hpcm_scale.codec.images import read_picture
 from hpcm_scale.evaluation.codecs import PILLOW, PillowCodec, Setting
 from hpcm_scale.evaluation.evaluate import rgb
 from hpcm_scale.evaluation.maps import bit_map, coloured, error_map
-from hpcm_scale.evaluation.metrics import decibels, ms_ssim, psnr
+from hpcm_scale.evaluation.metrics import decibels, ms_ssim
 from hpcm_scale.files import atomic_write
 from hpcm_scale.models.codec_network import CodecNetwork
+from hpcm_scale.units import psnr_of
 from hpcm_scale.weights.model_file import load_model
 
 BROWSERS_READ = {"JPEG": "image/jpeg", "WEBP": "image/webp", "AVIF": "image/avif"}
@@ -109,7 +110,7 @@ def _view(
         "name": name,
         "bytes": size,
         "bpp": 8 * size / (pixels.shape[0] * pixels.shape[1]),
-        "psnr": psnr(pixels, decoded),
+        "psnr": psnr_of(pixels, decoded),
         "ms_ssim_db": similarity,
         "source": source or _webp(decoded, lossless=True),
         "errors": _webp(errors, quality=75),

@@ -49,7 +49,7 @@ class CountsCache:
         return self._known[key]
 
     def save(self) -> None:
-        """Write what was counted anew."""
+        """Write what was counted since it was read."""
         if self._changed:
             try:
                 atomic_write(self._path, json.dumps(self._known))

@@ -19,7 +19,7 @@ AVERAGED = (
 )  # fmt: skip
 
 DRAWS = 500
-"""Times that pictures are drawn anew."""
+"""Bootstrap resamples of the pictures."""
 
 Coded = Mapping[tuple[str, str], Mapping[str, ResultRow]]
 """Row of each picture, by curve and setting."""
@@ -77,8 +77,9 @@ class Delta:
     caution: str | None = None
     """Reason why the figures say little."""
     interval: tuple[float, float] | None = None
-    """95 % of `bd_rate` over pictures drawn anew, the same for both curves: how it depends on the
-    choice of pictures. None where a curve was not measured here, or draws often give no figure."""
+    """95 % bootstrap interval of `bd_rate` over pictures, the same for both curves: how it depends
+    on the choice of pictures. None where a curve was not measured here, or resamples often give no
+    figure."""
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,6 @@ import hashlib
 import json
 import math
 import os
-import platform
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -26,8 +25,8 @@ from hpcm_scale.codec.image_kinds import SUFFIXES, is_picture
 from hpcm_scale.codec.images import Picture, read_picture
 from hpcm_scale.errors import DataError, HpcmError, one_line, printable
 from hpcm_scale.evaluation.codecs import Coder, Setting
-from hpcm_scale.evaluation.metrics import decibels, ms_ssim, mse
-from hpcm_scale.units import psnr
+from hpcm_scale.evaluation.metrics import decibels, ms_ssim
+from hpcm_scale.units import mse_of, processor, psnr
 
 FAULTS = (HpcmError, OSError, RuntimeError, ValueError, SyntaxError, MemoryError)
 """Errors that a picture or a codec may raise without ending the run."""
@@ -63,15 +62,11 @@ def join_processes(device: str) -> PartialState:
 
 def machine(state: PartialState, device: str) -> str:
     """The machine that the times were measured on, in one line."""
-    processor = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file():
-        names = [line for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
-        processor = names[0].partition(":")[2].strip() if names else processor
+    name = processor()
     if device.startswith("cuda"):
-        processor = f"{torch.cuda.get_device_name()}, {processor}"
+        name = f"{torch.cuda.get_device_name()}, {name}"
     return (
-        f"{processor}, {os.cpu_count()} cores; processes: {state.num_processes}, threads in each: "
+        f"{name}, {os.cpu_count()} cores; processes: {state.num_processes}, threads in each: "
         f"{torch.get_num_threads()}; torch {torch.__version__}"
     )
 
@@ -235,7 +230,7 @@ def figures(coder: Coder, pixels: np.ndarray) -> ResultRow:
     decoded = coder.decode(encoded.value)
     if decoded.value.shape != pixels.shape:
         raise DataError(f"decodes to {decoded.value.shape}, was {pixels.shape}")
-    error = mse(pixels, decoded.value)
+    error = mse_of(pixels, decoded.value)
     similarity = ms_ssim(pixels, decoded.value)
     peaks = [m.peak_mib for m in (encoded, decoded) if m.peak_mib is not None]
     height, width = pixels.shape[:2]

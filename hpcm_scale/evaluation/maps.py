@@ -5,7 +5,8 @@ import torch
 from matplotlib import colormaps
 from torch import Tensor
 
-from hpcm_scale.codec.tiled_transforms import analyse, dense
+from hpcm_scale.codec.engines.torch_engine import TorchTransforms, dense
+from hpcm_scale.codec.tiled_transforms import analyse
 from hpcm_scale.codec.tiles import HYPER, LATENT
 from hpcm_scale.models.codec_network import CodecNetwork
 
@@ -23,7 +24,7 @@ def bit_map(network: CodecNetwork, pixels: np.ndarray, memory: int) -> np.ndarra
     Returns:
         (⌈H/16⌉, ⌈W/16⌉) bits.
     """
-    y = analyse(network, pixels, memory)
+    y = analyse(TorchTransforms(network), pixels, memory)
     z_hat, z_bits, _ = network.z_prior(network.h_a(y), None)
     targets = network.partition.split(y)
     rates: list[Tensor] = []

@@ -6,21 +6,8 @@ import numpy as np
 import torch
 from pytorch_msssim import ms_ssim as _ms_ssim
 
-from hpcm_scale import units
-
 LEAST_SIDE = 161
 """Shorter sides are too small for MS-SSIM's five scales of an 11-tap window."""
-
-
-def mse(original: np.ndarray, reconstruction: np.ndarray) -> float:
-    """Mean squared error of two uint8 arrays of one shape, in squared levels (0 to 255²)."""
-    difference = original.astype(np.int32) - reconstruction
-    return float(np.mean(np.square(difference), dtype=np.float64))
-
-
-def psnr(original: np.ndarray, reconstruction: np.ndarray) -> float:
-    """PSNR in dB of two uint8 arrays of one shape; infinite for equal ones."""
-    return units.psnr(mse(original, reconstruction), 255)
 
 
 def ms_ssim(original: np.ndarray, reconstruction: np.ndarray) -> float | None:

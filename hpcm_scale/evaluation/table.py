@@ -105,7 +105,7 @@ def measured_table(report: Report) -> Table:
                 *(summary if i == 0 else ("", "")),
             )
         table.add_section()
-    lines = ["BD-rates in brackets: 95 % over pictures drawn anew."] * any(
+    lines = ["BD-rates in brackets: 95 % bootstrap intervals over pictures."] * any(
         delta.interval is not None for delta in by_pchip.values()
     )
     lines += [

@@ -28,7 +28,7 @@ ONE_WISH_SECONDS = 1.0
 
 @dataclass
 class Job:
-    """A run that goes on."""
+    """A run whose process is alive."""
 
     run: LadderRun
     process: subprocess.Popen
@@ -127,7 +127,7 @@ class Launcher:
             self.say(f"{run.name}  running elsewhere")
             return
         write_outcome(run, None)
-        # Once begun it goes on by itself: from its checkpoint, or from scratch if it has none.
+        # A run resumes by itself: from its checkpoint, or from scratch if it has none.
         found = None if begun(run) else trunk_checkpoint(run)
         slot = min(set(range(self.jobs)) - {job.slot for job in self.active})
         process = start(
@@ -155,7 +155,7 @@ class Launcher:
             self.say(f"{run.name}  done  val loss {now.val_loss:.4g}  {took}")
         elif self.signals or code == INTERRUPTED:
             self.stopped.append(run.name)
-            self.say(f"{run.name}  stopped after {took}; the next launch goes on")
+            self.say(f"{run.name}  stopped after {took}; the next launch resumes it")
         else:
             self._fail(run, f"exit code {code}: {last_words(run.notes / f'{run.name}.log')}")
 

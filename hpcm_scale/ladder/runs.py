@@ -49,7 +49,7 @@ class LadderRun:
     steps: int
     """Optimizer steps of the whole run."""
     trunk: str | None = None
-    """The run from whose checkpoint this one goes on."""
+    """The run whose checkpoint this one continues."""
     branch_step: int = 0
     """The step of that checkpoint."""
     ablation: str | None = None
@@ -95,7 +95,7 @@ def flops_of(model: ModelConfig, crop: int) -> float:
 
 
 def ladder_runs(ladder: LadderConfig) -> list[LadderRun]:
-    """Every run of a ladder, a trunk before its branches, arms last.
+    """Every run of a ladder, a trunk before its branches, ablations last.
 
     Raises:
         ConfigError: naming what cannot be trained, if a network or a run does not fit.
@@ -211,13 +211,13 @@ class Status:
     reason: str = ""
     """Why it failed."""
     rows: WatchedRun | None = None
-    """Its records, where it has begun."""
+    """Records of the run, where it has begun."""
     differs: bool = False
     """Whether its folder holds a run of other settings, which is left alone."""
 
     @property
     def val_loss(self) -> float | None:
-        """The last validation's."""
+        """Loss of the last validation."""
         rows = self.rows.rows("val") if self.rows else []
         return rows[-1].get("loss") if rows else None
 

@@ -6,7 +6,7 @@ they differ in the callback that turns a step's (scale, mean) into its ŷ.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from typing import ClassVar, Generic, NamedTuple, Protocol, TypeVar
+from typing import Any, ClassVar, Generic, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -18,10 +18,14 @@ from hpcm_scale.models.density import (
     GENERALIZED_GAUSSIAN,
     HyperPrior,
     ScaleDensity,
+    ste_quantise,
     ste_round,
     upcast_half,
 )
-from hpcm_scale.models.transforms import HYPER_STRIDE, LATENT_STRIDE, ModuleCall, call
+from hpcm_scale.models.gains import Gains
+from hpcm_scale.models.geometry import HYPER_STRIDE, LATENT_STRIDE
+from hpcm_scale.models.slices import joined
+from hpcm_scale.models.transforms import ModuleCall, call
 
 Code = Callable[[int, Tensor, Tensor], Tensor]
 """(step, scale, mean) -> ŷ of that step; dense (B, C_k, h_k, w_k) all three."""
@@ -45,7 +49,7 @@ class LatentPartition(Protocol):
 
     @property
     def step_scales(self) -> tuple[int, ...]:
-        """The scale each step belongs to, in coding order, counted from 0."""
+        """The scale each step belongs to, in coding order, counted from 0 and never falling."""
         ...
 
     def split(self, y: Tensor) -> list[Tensor]:
@@ -54,6 +58,10 @@ class LatentPartition(Protocol):
 
     def join(self, parts: list[Tensor]) -> Tensor:
         """The inverse of `split`."""
+        ...
+
+    def line_up(self, y: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """`joined` of what `split` gives, and that."""
         ...
 
 
@@ -117,7 +125,9 @@ class CodecNetwork(nn.Module, ABC, Generic[Config, Partition]):
         self.h_s = h_s
         self.z_prior = z_prior
         self.density = density
+        self.gains = Gains(config.latent_channels, config.rates) if config.rates else None
         self.run: ModuleCall = call
+        self._plain: ModuleCall = call
 
     @property
     def scales(self) -> int:
@@ -149,13 +159,24 @@ class CodecNetwork(nn.Module, ABC, Generic[Config, Partition]):
             every: of each transform stage and coding step (True), of none (False), or of every
                 k-th of them in the order of a pass.
         """
-        self.run = CheckpointEvery(int(every)) if every else call
+        self.run = CheckpointEvery(int(every), self._plain) if every else self._plain
+
+    def compile_stages(self, graphs: bool, backend: str = "inductor") -> None:
+        """Run transform stages and coding steps through torch.compile; before
+        `checkpoint_activations`.
+
+        Args:
+            graphs: replay each as a CUDA graph; with activations that are kept, one pass a step.
+            backend: of torch.compile.
+        """
+        self.run = self._plain = CompiledCall(graphs, backend)
 
     def forward(
         self,
         x: Tensor,
         noise: tuple[Tensor, Tensor] | None = None,
         with_map: bool = False,
+        places: Tensor | None = None,
     ) -> Output:
         """Price and reconstruct a batch.
 
@@ -164,6 +185,8 @@ class CodecNetwork(nn.Module, ABC, Generic[Config, Partition]):
             noise: uniform in [−½, ½) for y (B, M, H/16, W/16) and z (B, N, H/64, W/64): the
                 training rate. None prices the rounded symbols, what a file costs.
             with_map: also return where the bits of y went.
+            places: (B,) of each image among the network's rates, in [0, len(rates) − 1]; None for
+                the middle. A network of one rate takes none.
 
         Raises:
             DataError: if a side is not a multiple of `image_multiple`.
@@ -172,38 +195,58 @@ class CodecNetwork(nn.Module, ABC, Generic[Config, Partition]):
         if isinstance(self.run, CheckpointEvery):
             self.run.calls = 0
         y = self.g_a(x, self.run)
+        gain = self.gains_at(places, len(x))
+        if gain is not None:
+            y = y * gain.to(y.dtype)
         z = self.h_a(y, self.run)
         z_hat, z_bits, auxiliary = self.z_prior(z, None if noise is None else noise[1])
         params = self.h_s(z_hat, self.run)
 
-        targets = self.partition.split(y)
-        noises = None if noise is None else self.partition.split(noise[0])
-        scale_of = self.partition.step_scales
-        spent = [z_bits.new_zeros(x.shape[0]) for _ in range(self.scales)]
-        spent_at: list[Tensor] = []
+        values, targets = self.partition.line_up(upcast_half(y))
+        scales: list[Tensor] = []
+        means: list[Tensor] = []
 
         def code(step: int, scale: Tensor, mean: Tensor) -> Tensor:
-            mean = upcast_half(mean)
-            residual = upcast_half(targets[step])
-            if self.centred:
-                residual = residual - mean
-            symbols = ste_round(residual)
-            rated = symbols if noises is None else residual + noises[step]
-            coded = symbols + mean if self.centred else symbols
-            if not self.centred:
-                rated = rated - mean
-            s = scale_of[step]
-            cost = self.density.bits(rated, upcast_half(scale))
-            spent[s] = spent[s] + cost.flatten(1).sum(1)
-            if with_map:
-                spent_at.append(cost)
-            return coded.to(y.dtype)
+            scales.append(scale)
+            means.append(mean)
+            return ste_quantise(targets[step], mean if self.centred else None).to(y.dtype)
 
         y_hat = self.code_steps(params, code)
-        x_hat = self.g_s(y_hat, self.run)
-        bit_map = self.partition.join(spent_at).sum(1) if with_map else None
+        x_hat = self.g_s(y_hat if gain is None else y_hat / gain.to(y.dtype), self.run)
+        # Estimated together: step by step it would be a hundred small operations a step.
+        scale, mean = upcast_half(joined(scales)), joined(means)
+        if noise is not None:
+            values = values - mean + self.partition.line_up(noise[0])[0]
+        elif self.centred:
+            values = ste_round(values - mean)
+        else:
+            values = ste_round(values) - mean
+        cost = self.density.bits(values, scale)
+        sizes = [part[0].numel() for part in targets]
+        of_scale = [0] * self.scales
+        for s, size in zip(self.partition.step_scales, sizes, strict=True):
+            of_scale[s] += size
+        spent = [part.sum(1) for part in cost.split(of_scale, dim=1)]
         bits = torch.stack([*spent, z_bits.flatten(1).sum(1)], dim=1)
+        bit_map = None
+        if with_map:
+            steps = zip(cost.split(sizes, dim=1), targets, strict=True)
+            maps = [flat.view_as(part.permute(0, 2, 3, 1)) for flat, part in steps]
+            bit_map = self.partition.join([part.permute(0, 3, 1, 2) for part in maps]).sum(1)
         return Output(x_hat, bits, auxiliary, bit_map)
+
+    def gains_at(self, places: Tensor | None, batch: int = 1) -> Tensor | None:
+        """Factors of the latents before coding: (B, M, 1, 1); None of a network of one rate.
+
+        Args:
+            places: (B,) among the network's rates; None for the middle, `batch` times.
+        """
+        if self.gains is None:
+            return None
+        if places is None:
+            middle = (len(self.config.rates) - 1) / 2
+            places = torch.full((batch,), middle, device=self.gains.logs.device)
+        return self.gains(places)
 
     def check_sides(self, x: Tensor) -> None:
         """Raises DataError unless the sides of x (B, 3, H, W) suit the grids and windows."""
@@ -227,16 +270,48 @@ class CodecNetwork(nn.Module, ABC, Generic[Config, Partition]):
         """
 
 
+class CompiledCall:
+    """A `ModuleCall` that compiles each module at its first call, for the shapes it then sees.
+
+    Where no gradient is asked for, as in validation, whose images are of many sizes, modules run as
+    they are.
+    """
+
+    def __init__(self, graphs: bool, backend: str) -> None:
+        mode = "reduce-overhead" if graphs else None
+        self._options: dict[str, Any] = {"backend": backend, "mode": mode, "dynamic": False}
+        self._compiled: dict[Callable[..., Tensor], Callable[..., Tensor]] = {}
+
+    def __call__(self, module: Callable[..., Tensor], *inputs: Any) -> Tensor:
+        if not torch.is_grad_enabled():
+            return module(*inputs)
+        if module not in self._compiled:
+            self._compiled[module] = torch.compile(self._own(module), **self._options)
+        return self._compiled[module](*inputs)
+
+    def _own(self, module: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        """`module` behind a code object of its own.
+
+        torch keeps compiled versions by code object, eight at most, and all stages share one.
+        """
+
+        def run(*inputs: Any) -> Tensor:
+            return module(*inputs)
+
+        run.__code__ = run.__code__.replace(co_name=f"run_{len(self._compiled)}")
+        return run
+
+
 class CheckpointEvery:
     """A `ModuleCall` that recomputes every k-th of its modules in the backward pass."""
 
-    def __init__(self, every: int) -> None:
-        self.every = every
+    def __init__(self, every: int, plain: ModuleCall) -> None:
+        self.every, self.plain = every, plain
         self.calls = 0
 
     def __call__(self, module: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
         self.calls += 1
         if self.calls % self.every:
-            return module(*inputs)
+            return self.plain(module, *inputs)
         # Non-reentrant: the reentrant form loses the parameters ZeRO-3 gathers for a shared net.
-        return checkpoint(module, *inputs, use_reentrant=False)
+        return checkpoint(self.plain, module, *inputs, use_reentrant=False)

@@ -13,15 +13,17 @@ from hpcm_scale.models.hpcm import HPCM
 from hpcm_scale.models.zoo import build
 
 PARTS = ("transform", "hyper", "context")
-"""What parameters and arithmetic are divided into."""
+"""Parts that parameters and arithmetic are counted by."""
+SIDE = 256
+"""Side of the image whose arithmetic is counted, in pixels."""
 
 
 def part_of(name: str) -> str:
     """The part of a parameter or module, from its qualified name."""
     head = name.split(".")[0]
-    return {"g_a": "transform", "g_s": "transform", "h_a": "hyper", "h_s": "hyper"}.get(
-        head, "hyper" if head == "z_prior" else "context"
-    )
+    parts = {"g_a": "transform", "g_s": "transform", "gains": "transform"}
+    parts |= {"h_a": "hyper", "h_s": "hyper", "z_prior": "hyper"}
+    return parts.get(head, "context")
 
 
 def count_parameters(network: nn.Module) -> dict[str, int]:
@@ -38,9 +40,9 @@ class Flops:
     """Floating-point operations of products and convolutions: two to a multiply-accumulate."""
 
     forward: float
-    """Of one forward pass of one image."""
+    """Operations of one forward pass of one image."""
     train: float
-    """Of forward and backward of one image: each product of the forward has two in the backward.
+    """Those of its forward and backward: each product of the forward has two in the backward.
 
     Three times the forward, because torch's counter takes a depthwise weight gradient for a dense
     one. What activation checkpointing recomputes is not counted.
@@ -49,7 +51,7 @@ class Flops:
     """Forward, by qualified module name; a module called by another counts in both."""
 
 
-def count_flops(config: ModelConfig, side: int = 256) -> Flops:
+def count_flops(config: ModelConfig, side: int = SIDE) -> Flops:
     """Count one square image of `side` pixels by torch's FLOP counter, on the meta device.
 
     Bias additions, activations, resampling of grids and the density are not counted, as is usual.
@@ -101,7 +103,7 @@ class Share:
     kmacs_per_pixel: float
 
 
-def complexity_table(config: ModelConfig, side: int = 256) -> list[Share]:
+def complexity_table(config: ModelConfig) -> list[Share]:
     """Parameters and thousands of multiply-accumulates per pixel, part by part, then their sum.
 
     A shared net's parameters have a row of their own; its arithmetic counts in the scales that
@@ -111,8 +113,9 @@ def complexity_table(config: ModelConfig, side: int = 256) -> list[Share]:
     # Building a network draws from torch's generator, which the caller keeps as it was.
     with torch.device("meta"), torch.random.fork_rng([]):
         network = build(config)
-    flops = count_flops(config, side)
+    flops = count_flops(config, SIDE)
     rows = {"g_a": "g_a", "g_s": "g_s", "h_a": "h_a", "h_s": "h_s", "z_prior": "z prior"}
+    rows |= {} if network.gains is None else {"gains": "gains"}
     rows |= _context_rows(network)
     parameters, kmacs = dict.fromkeys(rows.values(), 0), dict.fromkeys(rows.values(), 0.0)
     for name, parameter in network.named_parameters():
@@ -120,10 +123,10 @@ def complexity_table(config: ModelConfig, side: int = 256) -> list[Share]:
         parameters[rows.get(head) or rows[f"{head}.{rest.split('.')[0]}"]] += parameter.numel()
     for module, row in rows.items():
         if not module.startswith("shared"):
-            kmacs[row] += flops.modules.get(module, 0.0) / 2e3 / side**2
+            kmacs[row] += flops.modules.get(module, 0.0) / 2e3 / SIDE**2
     shares = [Share(row, parameters[row], kmacs[row]) for row in parameters]
-    shares.append(Share("sum", sum(parameters.values()), flops.forward / 2e3 / side**2))
-    unread = _unread(network, flops) / 2e3 / side**2
+    shares.append(Share("sum", sum(parameters.values()), flops.forward / 2e3 / SIDE**2))
+    unread = _unread(network, flops) / 2e3 / SIDE**2
     dead = network.published_dead_parameters
     if unread or dead:
         total = shares[-1]

@@ -1,5 +1,7 @@
 """The context model's nets: step adaptors, shared nets, and the progressive fusion."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -9,15 +11,19 @@ from hpcm_scale.models.blocks.residual import DWConvRB
 
 
 class SharedNet(nn.Module):
-    """The net that all steps of a scale share: (B, 3M, h, w) -> ψ (B, 2M, h, w)."""
+    """The net that all steps of a scale share: (B, channels, h, w) -> ψ (B, 2M, h, w).
 
-    def __init__(self, latent_channels: int, config: SharedNetConfig) -> None:
+    Args:
+        channels: the papers' 3M, or fewer.
+    """
+
+    def __init__(self, latent_channels: int, channels: int, config: SharedNetConfig) -> None:
         super().__init__()
         m = latent_channels
-        self.before = nn.Sequential(*(DWConvRB(3 * m) for _ in range(config.before)))
+        self.before = nn.Sequential(*(DWConvRB(channels) for _ in range(config.before)))
         self.after = nn.Sequential(
-            *(DWConvRB(3 * m) for _ in range(config.after)),
-            Conv1x1(3 * m, 2 * m),
+            *(DWConvRB(channels) for _ in range(config.after)),
+            Conv1x1(channels, 2 * m),
             *(DWConvRB(2 * m) for _ in range(config.out)),
         )
 
@@ -32,19 +38,73 @@ class ContextStep(nn.Module):
     forward, because ZeRO-3 gathers `scale` only for as long as its owner's forward lasts.
     """
 
-    def __init__(self, latent_channels: int, adaptor_depth: int) -> None:
+    def __init__(self, latent_channels: int, channels: int, adaptor_depth: int) -> None:
         super().__init__()
-        channels = 3 * latent_channels
         self.adaptor = (
             nn.Sequential(*(DWConvRB(channels) for _ in range(adaptor_depth)))
             if adaptor_depth
-            else Conv1x1(channels, channels)
+            else Conv1x1(3 * latent_channels, channels)
         )
         self.scale = nn.Parameter(torch.ones(1, channels, 1, 1))
 
     def forward(self, context: Tensor, y_hat: Tensor, shared: SharedNet) -> Tensor:
         """ψ (B, 2M, h, w) from the context (B, 2M, h, w) and the latents so far (B, M, h, w)."""
         return shared(self.adaptor(torch.cat([context, y_hat], dim=1)), self.scale)
+
+
+class _Attention(torch.autograd.Function):
+    """softmax(factor · Q Kᵀ) V in the windows and heads of three maps (B, C, h, w), and there back.
+
+    In few operations: the maps are cut and put together as one. Written out: windows are too short
+    for a fused kernel to gain anything, and FLOP counters see matrix products on every device.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor, heads: int, window: int
+    ) -> Tensor:
+        q, k, v = _windows(torch.cat([query, key, value]), heads, window).chunk(3)
+        ctx.factor = (query.shape[1] // heads) ** -0.5
+        weights = _scaled(q, k.transpose(1, 2), ctx.factor).softmax(-1)
+        ctx.save_for_backward(q, k, v, weights)
+        ctx.heads, ctx.window = heads, window
+        return _from_windows(torch.bmm(weights, v), query.shape, heads, window)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        q, k, v, weights = ctx.saved_tensors
+        grad = _windows(grads[0], ctx.heads, ctx.window)
+        of_weights = torch.bmm(grad, v.transpose(1, 2))
+        logits = torch.ops.aten._softmax_backward_data(of_weights, weights, -1, weights.dtype)
+        of_q = _scaled(logits, k, ctx.factor)
+        of_k = _scaled(logits.transpose(1, 2), q, ctx.factor)
+        of_v = torch.bmm(weights.transpose(1, 2), grad)
+        b, *map_ = grads[0].shape
+        maps = _from_windows(
+            torch.cat([of_q, of_k, of_v]), torch.Size((3 * b, *map_)), ctx.heads, ctx.window
+        )
+        return *maps.chunk(3), None, None
+
+
+def _scaled(a: Tensor, b: Tensor, factor: float) -> Tensor:
+    """factor · a b, the factor within the product."""
+    return torch.baddbmm(a.new_empty(1, 1, 1), a, b, beta=0, alpha=factor)
+
+
+def _windows(x: Tensor, heads: int, window: int) -> Tensor:
+    """(B, C, h, w) -> (B·windows·heads, s·s, C/heads) for windows of side s."""
+    b, c, h, w = x.shape
+    s, d = window, c // heads
+    x = x.permute(0, 2, 3, 1).reshape(b, h // s, s, w // s, s, heads, d)
+    return x.permute(0, 1, 3, 5, 2, 4, 6).reshape(-1, s * s, d)
+
+
+def _from_windows(x: Tensor, shape: torch.Size, heads: int, window: int) -> Tensor:
+    """The inverse of `_windows`, of a map of that shape, in channels_last memory."""
+    b, c, h, w = shape
+    s, d = window, c // heads
+    x = x.view(b, h // s, w // s, heads, s, s, d).permute(0, 1, 4, 2, 5, 3, 6)
+    return x.reshape(b, h, w, c).permute(0, 3, 1, 2)
 
 
 class WindowFusion(nn.Module):
@@ -64,21 +124,5 @@ class WindowFusion(nn.Module):
 
     def forward(self, psi: Tensor, context: Tensor) -> Tensor:
         """(B, 2M, h, w) twice -> (B, 2M, h, w); h and w multiples of the window."""
-        b, c, h, w = psi.shape
-        s = self.window
-        # Written out: windows are too short for a fused kernel to gain anything, and FLOP counters
-        # see matrix products on every device.
-        query = self._windows(self.query(psi)) * (c // self.heads) ** -0.5
-        weights = (query @ self._windows(self.key(context)).transpose(-1, -2)).softmax(-1)
-        attended = weights @ self._windows(self.value(context))
-        # (B·windows, heads, s·s, d) back to (B, h, w, 2M)
-        attended = attended.view(b, h // s, w // s, self.heads, s, s, c // self.heads)
-        attended = attended.permute(0, 1, 4, 2, 5, 3, 6).reshape(b, h, w, c)
-        return attended.permute(0, 3, 1, 2) + self.out(psi)
-
-    def _windows(self, x: Tensor) -> Tensor:
-        """(B, 2M, h, w) -> (B·windows, heads, s·s, head_dim)."""
-        b, c, h, w = x.shape
-        s = self.window
-        x = x.permute(0, 2, 3, 1).reshape(b, h // s, s, w // s, s, self.heads, c // self.heads)
-        return x.permute(0, 1, 3, 5, 2, 4, 6).reshape(-1, self.heads, s * s, c // self.heads)
+        maps = self.query(psi), self.key(context), self.value(context)
+        return _Attention.apply(*maps, self.heads, self.window) + self.out(psi)

@@ -1,8 +1,8 @@
 """Densities of the quantised latents and the bits they cost.
 
-y of HPCM is priced by a generalised Gaussian of shape β = 1.5 and zero mean (arXiv 2507.19125):
+y of HPCM has a generalised Gaussian of shape β = 1.5 and zero mean (arXiv 2507.19125):
 F(v) = (1 + sign(v)·P(1/β, |v|^β)) / 2 with v = x / scale, P the regularised lower incomplete gamma.
-y of the peers is priced by a Gaussian. z has one density per channel: `ZPrior` (HPCM) or
+y of the peers has a Gaussian. z has one density per channel: `ZPrior` (HPCM) or
 `FactorizedPrior` (the peers).
 """
 
@@ -90,6 +90,28 @@ def ste_round(x: Tensor) -> Tensor:
     return _Round.apply(x)
 
 
+class _Quantise(torch.autograd.Function):
+    """round(x − mean) + mean. Straight through, the mean cancels: all of the gradient is x's."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, mean: Tensor) -> Tensor:
+        return (x - mean).round_().add_(mean)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        (grad,) = grads
+        return grad, None
+
+
+def ste_quantise(x: Tensor, mean: Tensor | None) -> Tensor:
+    """round(x − mean) + mean, like x, with the gradient of x (straight-through estimator).
+
+    Args:
+        mean: like x, or of a narrower type; None for 0.
+    """
+    return ste_round(x) if mean is None else _Quantise.apply(x, mean)
+
+
 def upcast_half(x: Tensor) -> Tensor:
     """`x`, in float32 if it is of half precision: a likelihood is a difference of close numbers."""
     return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
@@ -104,7 +126,7 @@ class ScaleDensity(ABC):
     """A symmetric density of zero mean and a scale of its own for every latent."""
 
     scale_bound: float
-    """Smallest scale: smaller ones are priced and coded as this one."""
+    """Smallest scale: smaller ones are estimated and coded as this one."""
     likelihood_bound: float = LIKELIHOOD_BOUND
     """Smallest likelihood, likewise."""
 

@@ -16,6 +16,7 @@ from hpcm_scale.models.torch_internals import (
     HAS_LINEAR_POINTWISE,
     linear_add_pointwise,
     linear_pointwise,
+    onednn_conv1x1,
 )
 
 SLOPE = 0.01
@@ -26,9 +27,35 @@ WGRAD_MIN_CHANNELS = 48
 
 
 def use_onednn(x: Tensor) -> bool:
+    """Whether products of x are oneDNN's fused ones."""
     # torch.compile takes the operators for its own, with weights packed before.
     suits = x.device.type == "cpu" and x.dtype == torch.float32 and x.numel() > 0
     return HAS_LINEAR_POINTWISE and suits and not torch.compiler.is_compiling()
+
+
+CONVOLUTION_POSITIONS = 4096
+"""Positions up to which a training step's 1×1 convolutions on a CPU are torch's own: one operation
+a way where a product over rows takes a dozen, two or three times as fast for few channels. Of more
+positions, products over some at a time are as fast."""
+ONEDNN_CHANNELS = 96
+"""Channels from which on oneDNN's 1×1 convolutions are faster than the BLAS product that torch
+takes for them on one thread, measured."""
+
+
+def use_convolution(x: Tensor) -> bool:
+    """Whether 1×1 convolutions of x (B, C, H, W) are `convolution`: in passes that learn.
+
+    Coding keeps its products over rows, whose last bits are others for many channels.
+    """
+    few = x.numel() <= CONVOLUTION_POSITIONS * x.shape[1]
+    return few and torch.is_grad_enabled() and use_onednn(x)
+
+
+def convolution(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """1×1 convolution of x (B, I, H, W) by weight (O, I, 1, 1), with its gradient."""
+    if min(weight.shape[:2]) >= ONEDNN_CHANNELS:
+        return onednn_conv1x1(x, weight, bias)
+    return F.conv2d(x, weight, bias)
 
 
 def linear_nograd(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -61,6 +88,31 @@ def weight_gradient(grad: Tensor, x: Tensor) -> Tensor:
     if use_onednn(x) and min(grad.shape[1], x.shape[1]) >= WGRAD_MIN_CHANNELS:
         return linear_pointwise(grad.t(), x.t(), None, "none", [])
     return grad.t() @ x
+
+
+class WeightGradient:
+    """Σ gradᵀ x (O, I) over parts of the rows of a product by `weight` (O, I); no gradient."""
+
+    def __init__(self, weight: Tensor) -> None:
+        self.dtype = weight.dtype
+        self.sum: Tensor | None = None
+
+    def add(self, grad: Tensor, x: Tensor) -> None:
+        """Take in rows: grad (n, O) and x (n, I), both contiguous."""
+        small = min(grad.shape[1], x.shape[1]) < WGRAD_MIN_CHANNELS
+        if self.sum is None:
+            self.sum = weight_gradient(grad, x)
+        elif self.sum.dtype == x.dtype == torch.float32 and small:
+            self.sum.addmm_(grad.t(), x)
+        else:
+            # Sums over many parts: half precision would lose the later ones.
+            wide = self.sum.to(torch.promote_types(self.dtype, torch.float32))
+            self.sum = wide.add_(weight_gradient(grad, x))
+
+    def total(self) -> Tensor:
+        """The sum, in the weight's precision."""
+        assert self.sum is not None
+        return self.sum.to(self.dtype)
 
 
 class _Linear(torch.autograd.Function):

@@ -26,9 +26,9 @@ class Scale:
     groups: int
     """n, equal channel groups the tables speak of."""
     steps: tuple[Table, ...]
-    """What each step codes; with the smaller scales' steps, every group at every position."""
+    """Positions that steps code; with the smaller scales' steps, every group at every position."""
     kept: Offsets
-    """What the next smaller scale takes of this grid; empty for the smallest."""
+    """Positions of this grid that the next smaller scale takes; empty for the smallest."""
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,18 @@
 """Latents coded slice after slice of their channels, each whole or in two checkerboard passes."""
 
 from collections.abc import Sequence
+from itertools import groupby
 
 import torch
 from torch import Tensor
+
+
+def joined(steps: list[Tensor]) -> Tensor:
+    """Dense tensors (B, C_k, h_k, w_k) of all steps in one: (B, latents of an image)."""
+    rows = [step.permute(0, 2, 3, 1).flatten(1, 2) for step in steps]  # (B, h_k·w_k, C_k)
+    # Those of equally many channels first: flattened one by one, parts of wider rows are copied.
+    runs = [list(run) for _, run in groupby(rows, key=lambda row: row.shape[2])]
+    return torch.cat([torch.cat(run, dim=1).flatten(1) for run in runs], dim=1)
 
 
 def take_parity(x: Tensor, parity: int) -> Tensor:
@@ -53,6 +62,11 @@ class SlicePartition:
             return [part.contiguous(memory_format=torch.channels_last) for part in parts]
         parities = (self.anchors, 1 - self.anchors)
         return [take_parity(part, parity) for part in parts for parity in parities]
+
+    def line_up(self, y: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """`joined` of what `split` gives, and that."""
+        parts = self.split(y)
+        return joined(parts), parts
 
     def join(self, parts: list[Tensor]) -> Tensor:
         """The inverse of `split`."""

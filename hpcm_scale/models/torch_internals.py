@@ -8,10 +8,19 @@ from collections.abc import Callable
 from typing import cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-NAMES = ("torch.ops.mkldnn._linear_pointwise", "torch._int_mm", "torch.cpu._is_vnni_supported")
-"""What is used, for the test that the installed torch has it."""
+NAMES = (
+    "torch.ops.mkldnn._linear_pointwise",
+    "torch.ops.mkldnn._is_mkldnn_bf16_supported",
+    "torch.mkldnn_convolution",
+    "torch._int_mm",
+    "torch.cpu._is_vnni_supported",
+    "torch.cpu._is_avx512_bf16_supported",
+    "torch.cpu._is_amx_tile_supported",
+)
+"""Names used here, for the test that the installed torch has them."""
 
 # torch.compile emits them; plain products do without.
 HAS_LINEAR_POINTWISE = torch.backends.mkldnn.is_available() and hasattr(
@@ -32,10 +41,57 @@ def linear_add_pointwise(x: Tensor, residual: Tensor, weight: Tensor, bias: Tens
     return torch.ops.mkldnn._linear_pointwise.binary(x, residual, weight, bias, "add")
 
 
-int_mm = cast(Callable[[Tensor, Tensor], Tensor], getattr(torch, "_int_mm", None))
-"""Product of int8 matrices, summed in int32: (R, K), (K, O) -> (R, O)."""
+_mkldnn_convolution = getattr(torch, "mkldnn_convolution", None)
+
+
+def onednn_conv1x1(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """1×1 convolution by oneDNN, with its gradient: x (B, I, H, W), weight (O, I, 1, 1)."""
+    if _mkldnn_convolution is None:
+        return F.conv2d(x, weight, bias)
+    return _mkldnn_convolution(x, weight, bias, (0, 0), (1, 1), (1, 1), 1)
+
+
+_int_mm = cast(Callable[[Tensor, Tensor], Tensor], getattr(torch, "_int_mm", None))
+CUDA_ROWS, CUDA_MULTIPLE = 17, 8
+"""Least rows, and what the other two sizes are multiples of, in CUDA's product of bytes."""
+
+
+def int_mm(a: Tensor, b: Tensor) -> Tensor:
+    """Product of int8 matrices, summed in int32: (R, K), (K, O) -> (R, O)."""
+    return padded_int_mm(a, b) if a.is_cuda else _int_mm(a, b)
+
+
+def padded_int_mm(
+    a: Tensor, b: Tensor, multiply: Callable[[Tensor, Tensor], Tensor] | None = None
+) -> Tensor:
+    """`int_mm` by a product of CUDA's shapes alone: added zeros change no sum."""
+    rows, inner, columns = *a.shape, b.shape[1]
+    more_inner, more_columns = -inner % CUDA_MULTIPLE, -columns % CUDA_MULTIPLE
+    more_rows = max(0, CUDA_ROWS - rows)
+    if more_rows or more_inner:
+        a = F.pad(a, (0, more_inner, 0, more_rows))
+    if more_inner or more_columns:
+        b = F.pad(b, (0, more_columns, 0, more_inner))
+    return (multiply or _int_mm)(a.contiguous(), b.contiguous())[:rows, :columns]
 
 
 def has_vnni() -> bool:
     """Whether the processor multiplies bytes and sums them in 32 bits (AVX512-VNNI)."""
-    return int_mm is not None and getattr(torch.cpu, "_is_vnni_supported", lambda: False)()
+    return _int_mm is not None and getattr(torch.cpu, "_is_vnni_supported", lambda: False)()
+
+
+def has_native_bf16() -> bool:
+    """Whether the processor multiplies bfloat16 itself (AVX512-BF16 or AMX) and oneDNN may use it.
+
+    Elsewhere oneDNN converts at every product, which takes 25 times as long as fp32.
+    """
+    instructions = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    native = any(getattr(torch.cpu, name, lambda: False)() for name in instructions)
+    # oneDNN's word includes processors without, but heeds ONEDNN_MAX_CPU_ISA.
+    usable = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
+    return native and torch.backends.mkldnn.is_available() and usable()
+
+
+def has_byte_products() -> bool:
+    """Whether this torch has the product of int8 matrices at all."""
+    return _int_mm is not None

@@ -4,17 +4,14 @@ A transform is a list of stages (a resampling and the residual blocks at its res
 is what activation checkpointing recomputes.
 """
 
-import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 
 from torch import Tensor, nn
 
 from hpcm_scale.config import HpcmConfig
 from hpcm_scale.models.blocks.resampling import down, up
 from hpcm_scale.models.blocks.residual import PConvRB
-
-LATENT_STRIDE, HYPER_STRIDE = 16, 64
-"""Pixels a latent and a hyper-latent stand for, along each side, in every network."""
+from hpcm_scale.models.geometry import hpcm_reach, hpcm_working_bytes
 
 ModuleCall = Callable[..., Tensor]
 """Calls a module on its inputs: directly, or through activation checkpointing."""
@@ -52,30 +49,6 @@ class Transform(nn.ModuleList):
         return x
 
 
-def reach(positions: Sequence[int]) -> int:
-    """`Transform.reach` of a transform of convolutions.
-
-    Args:
-        positions: that all layers together reach on the grid of stride 1, of stride 2, of 4, ...
-    """
-    pixels = sum(count << level for level, count in enumerate(positions))
-    return math.ceil(pixels / LATENT_STRIDE) * LATENT_STRIDE
-
-
-def _reach(depths: tuple[int, ...]) -> int:
-    # A block reaches one position at its level; so at most does a resampling.
-    return reach([0, *(depth + 1 for depth in depths)])
-
-
-def _working_bytes(config: HpcmConfig) -> float:
-    # A block holds its input, what it mixes, its hidden channels and its output, at most at
-    # once; half as much again for what the allocator and the convolutions keep.
-    widths = (*config.widths, config.latent_channels)
-    return 1.5 * max(
-        4 * (config.expansion + 3) * width / 4 ** (level + 1) for level, width in enumerate(widths)
-    )
-
-
 def _blocks(config: HpcmConfig, channels: int, count: int) -> list[nn.Module]:
     return [PConvRB(channels, config.partial_ratio, config.expansion) for _ in range(count)]
 
@@ -90,7 +63,7 @@ def analysis(config: HpcmConfig) -> Transform:
             nn.Sequential(down(inputs, outputs, kernel), *_blocks(config, outputs, depth))
         )
         inputs = outputs
-    return Transform(stages, _reach(config.analysis_depths), _working_bytes(config))
+    return Transform(stages, hpcm_reach(config.analysis_depths), hpcm_working_bytes(config))
 
 
 def synthesis(config: HpcmConfig) -> Transform:
@@ -101,7 +74,7 @@ def synthesis(config: HpcmConfig) -> Transform:
         blocks = _blocks(config, channels[i + 1], config.synthesis_depths[i])
         kernel = config.outer_kernel if i == 0 else 2
         stages.append(nn.Sequential(*blocks, up(channels[i + 1], channels[i], kernel)))
-    return Transform(stages, _reach(config.synthesis_depths), _working_bytes(config))
+    return Transform(stages, hpcm_reach(config.synthesis_depths), hpcm_working_bytes(config))
 
 
 def hyper_analysis(config: HpcmConfig) -> Transform:

@@ -1,13 +1,18 @@
-"""The model variants by name, and the multipliers that scale one into a family."""
+"""The network of a configuration."""
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from hpcm_scale.config import ModelChoice, ModelConfig, configs_folder, parse_model, read_yaml
-from hpcm_scale.errors import ConfigError
+from hpcm_scale.config import ModelConfig
+from hpcm_scale.config.variants import (
+    chosen_model,
+    model_config,
+    scale_config,
+    variants,
+    with_rates,
+)
 from hpcm_scale.models.baselines.charm import Charm
 from hpcm_scale.models.baselines.dcvc_dc import DcvcDcIntra
 from hpcm_scale.models.codec_network import CodecNetwork
@@ -21,6 +26,16 @@ from hpcm_scale.models.peers.mlicpp import Mlicpp
 from hpcm_scale.models.peers.stf import Stf
 from hpcm_scale.models.peers.tcm import Tcm
 from hpcm_scale.models.peers.weconvene import Weconvene
+
+__all__ = [
+    "ARCHITECTURES",
+    "build",
+    "chosen_model",
+    "model_config",
+    "scale_config",
+    "variants",
+    "with_rates",
+]
 
 ARCHITECTURES: dict[str, Callable[[Any], CodecNetwork]] = {
     "hpcm": HPCM,
@@ -36,61 +51,6 @@ ARCHITECTURES: dict[str, Callable[[Any], CodecNetwork]] = {
     "tcm": Tcm,
     "weconvene": Weconvene,
 }
-
-
-def variants() -> list[str]:
-    """Names of the files in configs/models."""
-    return sorted(path.stem for path in configs_folder("models").glob("*.yaml"))
-
-
-def model_config(
-    variant: str, width: float = 1.0, depth: float = 1.0, overrides: dict[str, Any] | None = None
-) -> ModelConfig:
-    """The configuration of a variant, scaled by the width and depth multipliers.
-
-    Args:
-        variant: a name in configs/models, or a path to such a YAML file.
-        width: multiplies every channel count.
-        depth: multiplies the number of residual blocks of every group that has any.
-        overrides: fields set after the multipliers; the papers' figures no longer apply then.
-
-    Raises:
-        ConfigError: for an unknown variant or a configuration whose parts do not fit.
-    """
-    path = Path(variant)
-    if path.suffix not in (".yaml", ".yml"):
-        path = configs_folder("models") / f"{variant}.yaml"
-    if not path.is_file():
-        raise ConfigError(f"model: {variant!r} is not one of {', '.join(variants())}")
-    config = parse_model(read_yaml(path), str(path))
-    if width != 1.0 or depth != 1.0:
-        config = scale_config(config, width, depth)
-    if overrides:
-        values = config.model_dump() | {"published": None} | overrides
-        config = parse_model(values, f"{path} with overrides")
-    return config
-
-
-def chosen_model(choice: ModelChoice) -> ModelConfig:
-    """The configuration that a run chooses.
-
-    Raises:
-        ConfigError: as `model_config`.
-    """
-    return model_config(choice.variant, choice.width, choice.depth, choice.overrides)
-
-
-def scale_config(config: ModelConfig, width: float, depth: float = 1.0) -> ModelConfig:
-    """`config` with its channels times `width` and its block counts times `depth`.
-
-    Each architecture's rules: `scaled` of its configuration.
-
-    Raises:
-        ConfigError: if a multiplier is not above 0 or leaves too few channels.
-    """
-    if width <= 0 or depth <= 0:
-        raise ConfigError(f"model: width {width} and depth {depth} must both be above 0")
-    return config.scaled(width, depth)
 
 
 def build(config: ModelConfig) -> CodecNetwork:

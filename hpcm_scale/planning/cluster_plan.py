@@ -11,6 +11,7 @@ from hpcm_scale.config import ModelConfig, configs_folder
 from hpcm_scale.errors import ConfigError, RunError
 from hpcm_scale.models.complexity import count_flops
 from hpcm_scale.planning.launches import LAUNCH_SECONDS, count_launches
+from hpcm_scale.planning.measured import Measured
 from hpcm_scale.planning.memory import (
     BF16,
     FP32,
@@ -36,6 +37,8 @@ class Cluster:
     """Bytes of an accelerator."""
     host_memory: float = 1024 * GIB
     """Bytes of a host."""
+    memory_bandwidth: float = 3.35e12
+    """Bytes/s of an accelerator's memory (data sheet of the H100 SXM)."""
     peak: float = 989e12
     """Dense bf16 FLOP/s of an accelerator (NVIDIA's data sheet of the H100 SXM)."""
     efficiency: float = 0.4
@@ -52,6 +55,33 @@ class Cluster:
     """Bytes/s of a host's local disks together."""
     price: float = 2.5
     """Of an accelerator for an hour."""
+    launch: float = LAUNCH_SECONDS
+    """Seconds of one launch."""
+    data: float = math.inf
+    """Crops a second that a host reads, decodes and cuts."""
+    source: str = "assumed"
+    """Where the figures of the accelerator come from."""
+
+    def measured(self, record: Measured, model: str) -> "Cluster":
+        """The cluster with what was measured of an accelerator like its own.
+
+        Args:
+            model: whose steps' share of the peak to take; where none was measured, the efficiency
+                stays as it was.
+        """
+        share = record.efficiency(model)
+        return replace(
+            self,
+            memory=record.memory,
+            peak=record.peak,
+            efficiency=self.efficiency if share is None else share,
+            intra_node_bw=record.link or self.intra_node_bw,
+            launch=record.launch_seconds,
+            data=record.crops_per_second * record.workers,
+            source=f"measured on {record.device}"
+            + (", efficiency assumed" if share is None else "")
+            + ("" if record.link else ", links assumed"),
+        )
 
     @property
     def ranks(self) -> int:
@@ -83,23 +113,32 @@ class Option:
     """Seconds of a step that wait for host memory, PCIe and disks."""
     launch: float
     """Seconds that launching a step's operations takes, one after the other."""
+    data: float
+    """Seconds in which the hosts read a step's crops."""
+    pass_through: float
+    """Seconds in which parameters, their states and activations cross the device's memory once."""
     problem: str | None
     """Why it does not fit; None if it does."""
 
     @property
     def seconds(self) -> float:
         """Seconds of a step: the longest of what hides each other; offloading hides nothing."""
-        return max(self.compute, self.launch, self.communication) + self.offload
+        return max(self._hidden().values()) + self.offload
+
+    def _hidden(self) -> dict[str, float]:
+        """What hides each other, by name."""
+        return {
+            "arithmetic": self.compute,
+            "launches": self.launch,
+            "memory": self.pass_through,
+            "data": self.data,
+            "network": self.communication,
+        }
 
     @property
     def bound(self) -> str:
         """Name of what takes most of a step's time."""
-        times = {
-            "compute": self.compute,
-            "launches": self.launch,
-            "network": self.communication,
-            "offload": self.offload,
-        }
+        times = self._hidden() | {"offload": self.offload}
         return max(times, key=lambda name: times[name])
 
 
@@ -187,7 +226,7 @@ class ClusterPlan:
             f"GB sent a step; {self.batch} crops of {self.crop}² a step, {step:.3g} FLOPs; "
             f"{self.steps} steps, {self.images:.3g} crops; "
             f"{cluster.efficiency:.0%} of {cluster.peak:.3g} FLOP/s, "
-            f"{1e6 * LAUNCH_SECONDS:.0f} µs a launch"
+            f"{1e6 * cluster.launch:.1f} µs a launch ({cluster.source})"
         )
         if best is None:
             return table
@@ -202,9 +241,19 @@ class ClusterPlan:
             return f"{cost}; bound by {best.bound}\n"
         crops = math.ceil(best.micro_batch * best.launch / best.compute)
         return (
-            f"{cost}; bound by launches: {best.launch / LAUNCH_SECONDS:.0f} a step take "
+            f"{cost}; bound by launches: {best.launch / self.cluster.launch:.0f} a step take "
             f"{1e3 * best.launch:.0f} ms, the arithmetic {1e3 * best.compute:.1f} ms; from "
-            f"micro_batch {crops} on the arithmetic takes longer\n"
+            f"micro_batch {crops} on the arithmetic takes longer{self._graphs(best)}\n"
+        )
+
+    def _graphs(self, best: Option) -> str:
+        """What CUDA graphs would leave of an option's launches, where it can have them."""
+        once = self.batch == best.micro_batch * self.cluster.ranks
+        if not once or best.checkpointing or deepspeed_files()[best.deepspeed].stage == 3:
+            return ""
+        left = count_launches(self.model, self.crop, False, graphs=True)
+        return (
+            f"; compile: blocks leaves {left} launches, {1e3 * left * self.cluster.launch:.0f} ms"
         )
 
 
@@ -265,8 +314,9 @@ def plan_cluster(
             recomputed = 1 + (1 / checkpointing if checkpointing else 0) / 3
             compute = on_rank * flops * recomputed / cluster.peak / cluster.efficiency
             passes = on_rank // option.micro_batch
-            launch = passes * count_launches(model, crop, checkpointing) * LAUNCH_SECONDS
-            options.append(replace(option, compute=compute, launch=launch))
+            launch = passes * count_launches(model, crop, checkpointing) * cluster.launch
+            data = batch / cluster.data / cluster.hosts
+            options.append(replace(option, compute=compute, launch=launch, data=data))
     return ClusterPlan(model, cluster, batch, crop, images, count, flops, options)
 
 
@@ -306,10 +356,22 @@ def _option(
         traffic=traffic,
         compute=0.0,
         launch=0.0,
+        data=0.0,
+        pass_through=_pass_through(memory, on_rank // micro) / cluster.memory_bandwidth,
         communication=traffic / cluster.link,
         offload=_offload_seconds(spread, count, cluster, on_rank // micro),
         problem=problem,
     )
+
+
+def _pass_through(memory: Memory, accumulation: int) -> float:
+    """Bytes that a step moves at least in a device's memory.
+
+    Weights are read forward and backward, activations written once and read once in every pass;
+    the update reads and writes gradients and optimizer state.
+    """
+    passes = accumulation * (2 * memory.parameters + 2 * memory.activations)
+    return passes + 2 * (memory.gradients + memory.optimizer + memory.ema)
 
 
 def step_traffic(spread: ZeroLayout, count: int, ranks: int, accumulation: int) -> float:

@@ -117,6 +117,8 @@ class LaunchPlan:
         run = self.run
         if run.init is not None:
             yield "starts from", f"{init_file(run.init)}{f' ({self.note})' if self.note else ''}"
+        if run.initial_weights == "principal_components":
+            yield "starts from", "principal components of the training data"
         if run.optimizer.freeze:
             yield "frozen", ", ".join(run.optimizer.freeze)
 

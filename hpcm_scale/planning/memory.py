@@ -14,11 +14,12 @@ import torch
 
 from hpcm_scale.config import ModelConfig
 from hpcm_scale.config.strict import cached
+from hpcm_scale.models import linear
 from hpcm_scale.models.blocks import residual
 from hpcm_scale.models.codec_network import noise_shapes
 from hpcm_scale.models.storage_tracker import StorageTracker
 from hpcm_scale.models.zoo import build
-from hpcm_scale.training.zero_layout import TIGHT_HEAP_BOUNDARY, ZeroLayout
+from hpcm_scale.training.zero_layout import TIGHT_HEAP_BOUNDARY, UPDATED_AT_ONCE, ZeroLayout
 from hpcm_scale.units import GIB, MIB
 
 FP32, BF16 = 4, 2
@@ -59,13 +60,18 @@ class Activations:
 
 @contextmanager
 def kernels_of(device: str) -> Iterator[None]:
-    """Let the residual pairs work on meta tensors as they do on `device`: in rows on a CPU."""
-    rows = residual._rows
-    residual._rows = (lambda x: residual.CPU_ROWS) if device == "cpu" else len
+    """Let the residual pairs work on meta tensors as they do on `device`: in rows on a CPU.
+
+    And on a CPU's tensors as on an accelerator, for comparisons: by products alone.
+    """
+    rows, few = residual._rows_at_once, linear.CONVOLUTION_POSITIONS
+    on_cpu = device == "cpu"
+    residual._rows_at_once = lambda x, hidden: residual.cpu_rows(hidden) if on_cpu else len(x)
+    linear.CONVOLUTION_POSITIONS = few if on_cpu else 0
     try:
         yield
     finally:
-        residual._rows = rows
+        residual._rows_at_once, linear.CONVOLUTION_POSITIONS = rows, few
 
 
 @cached
@@ -310,7 +316,7 @@ def _update(spread: ZeroLayout, count: int, largest: int, ranks: int, cpu: bool)
     if spread.optimizer_on != "none":
         return 0.0  # DeepSpeed's own Adam works in place
     if spread.stage == 0:
-        return UPDATE * (largest if cpu else count)
+        return UPDATE * (largest if cpu and count > UPDATED_AT_ONCE else count)
     share = count / ranks
     tensor = min(share, spread.sub_group + largest / ranks) if spread.stage == 3 else share
     return (UPDATE + FP32) * tensor

@@ -1,4 +1,4 @@
-"""metrics.jsonl: one object a line, written while a run goes on and read while it does.
+"""metrics.jsonl: one object a line, written and read while a run is going.
 
 Rows have a kind ("train", "val", "val-" and a set's name, "skip", "spike"), the optimizer step
 they were written after, the seconds the run had taken, and figures. A crash can tear the last
@@ -26,7 +26,7 @@ class MetricsLog:
         self.rows: list[dict[str, Any]] = []
         """Rows up to the last whole line, as of the last `update`."""
         self.torn = False
-        """Whether an unfinished line follows them: of a run that goes on, or crashed."""
+        """Whether an unfinished line follows them: of a run that is writing, or crashed."""
         self._place = (0, 0)  # the file's number on its disk, bytes of it that have been read
         self._file: IO[str] | None = None
 

@@ -5,9 +5,9 @@ from typing import NamedTuple
 
 from hpcm_scale.config import ModelConfig, RunConfig
 from hpcm_scale.config.model_kinds import parse_model
-from hpcm_scale.models.zoo import chosen_model
+from hpcm_scale.models.zoo import chosen_model, with_rates
 from hpcm_scale.runs.run_record import RunRecord
-from hpcm_scale.weights.model_file import bundled_model, read_info
+from hpcm_scale.weights.stored_model import bundled_model, read_info
 
 
 class RunNetwork(NamedTuple):
@@ -45,7 +45,9 @@ def network_of(run: RunConfig) -> RunNetwork:
         return RunNetwork(parse_model(record.field("model", dict), str(record.folder)), "")
     path = init_file(run.init)
     config = read_info(path).config
-    if "model" not in run.model_fields_set:
+    if run.model.rates is not None and not config.rates:
+        config = with_rates(config, run.model.rates)
+    if run.model.model_fields_set <= {"rates"}:
         return RunNetwork(config, "")
     described, held = (
         m.model_dump(mode="json", exclude={"name", "published"})

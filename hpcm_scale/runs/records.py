@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,14 +17,16 @@ from hpcm_scale.units import psnr
 
 SizePart = Literal["total", "transform", "hyper", "context"]
 SIZE_PARTS: tuple[SizePart, ...] = ("total", "transform", "hyper", "context")
+RATE_FIELDS = ("loss", "bpp", "psnr")
 CURVE_FIELDS = ("step", "crops", "flops", "loss", "bpp", "mse")
 
 # Two runs that differ in one of these are not two sizes of one family.
 FAMILY_FIELDS = ("architecture", "schedule", "hierarchical", "hyper_alignment", "fusion")
 CONDITIONS = (
     *("data.train", "data.val", "data.crop", "data.flips", "batch", "precision", "init"),
+    "initial_weights",
     *("optimizer.type", "optimizer.schedule", "optimizer.decay_fraction", "optimizer.ema"),
-    *("optimizer.weight_decay", "optimizer.grad_clip_norm"),
+    *("optimizer.weight_decay", "optimizer.grad_clip_norm", "optimizer.parametrization"),
 )
 """Fields of a run's configuration that should not differ between the runs of a law."""
 
@@ -51,8 +53,13 @@ class Run:
     """The resolved configuration, flat: dotted key -> value."""
     git_commit: str
     started: str
+    rates: tuple[float, ...] = ()
+    """λ of each gain vector of a network that codes at every rate; none for one of one rate."""
+    at_rates: dict[str, np.ndarray] = field(default_factory=dict)
+    """Figures of the last validation at each of `rates`, (rates,) float64: RATE_FIELDS. The loss is
+    λ·distortion + bpp, without the weight that training gives each rate."""
     notes: tuple[str, ...] = ()
-    """What the reader had to tolerate: a torn last line, rows written twice by a resumed run."""
+    """Faults that the reader tolerated: a torn last line, rows written twice by a resumed run."""
 
     @property
     def final(self) -> dict[str, float]:
@@ -73,7 +80,15 @@ class Records:
     skipped: tuple[str, ...]
 
 
-def _validation_rows(folder: Path) -> tuple[list[dict[str, float]], list[str]]:
+def _validation_rows(
+    folder: Path, rates: Sequence[float]
+) -> tuple[list[dict[str, float]], list[str]]:
+    """The rows of validations, steps increasing, and what of the log had to be tolerated.
+
+    Args:
+        rates: λ whose own figures each row has too: RATE_FIELDS, as "bpp_0.013".
+    """
+    fields = (*CURVE_FIELDS, *(f"{name}_{rate:g}" for rate in rates for name in RATE_FIELDS))
     log = MetricsLog(folder)
     log.update()
     if not log.path.exists():
@@ -88,7 +103,7 @@ def _validation_rows(folder: Path) -> tuple[list[dict[str, float]], list[str]]:
         if row["kind"] != "val":
             continue
         where = f"{log.path}:{number}"
-        values = {f: float(checked_field(row, where, f, (int, float))) for f in CURVE_FIELDS}
+        values = {f: float(checked_field(row, where, f, (int, float))) for f in fields}
         # A resumed run starts again from its checkpoint: what it wrote past that is superseded.
         while rows and rows[-1]["step"] >= values["step"]:
             rows.pop()
@@ -115,7 +130,8 @@ def read_run(folder: Path | str) -> Run:
     # The network as built; config.model has the multipliers and overrides that led to it.
     model = record.field("model" if "model" in record.values else "config.model", dict)
     metrics = folder / METRICS
-    rows, notes = _validation_rows(folder)
+    rates = tuple(float(rate) for rate in model.get("rates") or ())
+    rows, notes = _validation_rows(folder, rates)
     if not rows:
         raise UnfinishedRun(f"{metrics}: no validation row yet")
     bad = [f for f in ("loss", "bpp", "mse") if not math.isfinite(rows[-1][f])]
@@ -139,8 +155,21 @@ def read_run(folder: Path | str) -> Run:
         config=dict(flat(record.field("config", dict))),
         git_commit=str(record.values.get("git_commit", "")),
         started=str(record.values.get("started", "")),
+        rates=rates,
+        at_rates=_at_rates(rows[-1], rates, record) if rates else {},
         notes=tuple(notes),
     )
+
+
+def _at_rates(
+    row: dict[str, float], rates: Sequence[float], record: RunRecord
+) -> dict[str, np.ndarray]:
+    """Figures of a validation row at each rate, the losses freed from their weights."""
+    found = {name: np.array([row[f"{name}_{rate:g}"] for rate in rates]) for name in RATE_FIELDS}
+    balance = float(record.field("config.loss.rate_balance", (int, float)))
+    centre = math.sqrt(rates[0] * rates[-1])
+    found["loss"] = found["loss"] * (np.array(rates) / centre) ** balance
+    return found
 
 
 class UnfinishedRun(RunError):
@@ -192,7 +221,8 @@ def families(runs: Iterable[Run]) -> dict[str, list[Run]]:
     varying = [i for i in range(len(FAMILY_FIELDS)) if len({r.family[i] for r in runs}) > 1]
     groups: dict[str, list[Run]] = {}
     for run in sorted(runs, key=lambda r: (r.distortion, r.lmbda, r.family)):
-        label = f"λ {run.lmbda:g} {run.distortion}"
+        lmbda = f"{run.rates[0]:g} to {run.rates[-1]:g}" if run.rates else f"{run.lmbda:g}"
+        label = f"λ {lmbda} {run.distortion}"
         label += "".join(f", {FAMILY_FIELDS[i]} {run.family[i]}" for i in varying)
         groups.setdefault(label, []).append(run)
     return groups

@@ -5,14 +5,14 @@ from typing import Any
 
 from hpcm_scale.config import ModelConfig, RunConfig
 
-IMMUTABLE_FIELDS = ("seed", "model", "loss", "optimizer", "batch", "precision")
+IMMUTABLE_FIELDS = ("seed", "model", "loss", "optimizer", "batch")
 """Sections of a run that stay as they are from its first session to its last."""
 IMMUTABLE_DATA_FIELDS = ("crop", "flips", "streams", "shuffle_buffer")
 """Fields of its data section that do."""
-NETWORK_FIELDS = ("model", "precision")
-"""What a run that branches off another one's checkpoint shares with it."""
+NETWORK_FIELDS = ("model",)
+"""Fields that a run which branches off another one's checkpoint shares with it."""
 
-OPTIMIZER_STATE_FIELDS = ("freeze", "lr_factors")
+OPTIMIZER_STATE_FIELDS = ("freeze", "lr_factors", "parametrization", "base_width")
 """Fields of its optimizer section that decide how the optimizer state is grouped; it shares these
 too."""
 

@@ -116,12 +116,13 @@ class RunRecord:
 def checked_field(
     values: Any, source: Path | str, dotted: str, kind: type | tuple[type, ...]
 ) -> Any:
-    """The value at a dotted key of nested mappings.
+    """The value at a dotted key of nested mappings, or at a key that has the dots in its name.
 
     Raises:
         RunError: naming source and key, if it is missing or not of that kind.
     """
-    for key in dotted.split("."):
+    whole = isinstance(values, dict) and dotted in values
+    for key in [dotted] if whole else dotted.split("."):
         if not isinstance(values, dict) or key not in values:
             raise RunError(f"{source}: {dotted}: is missing (was the run made by this program?)")
         values = values[key]
@@ -138,6 +139,7 @@ def write_run_record(
     parameters: Mapping[str, int],
     flops: Mapping[str, float],
     world_size: int,
+    precision: str,
     continued: Path | None,
 ) -> None:
     """Write run.json at the start of a session, keeping the sessions before it.
@@ -146,11 +148,13 @@ def write_run_record(
         model: the network's configuration.
         parameters: counts by part, and "total".
         flops: counted FLOPs of one crop: "forward", and "train" for forward and backward.
-        continued: the checkpoint that this session goes on from.
+        precision: what the passes of this session compute in: fp32 or bf16.
+        continued: the checkpoint that this session resumes from.
     """
     session = {
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "world_size": world_size,
+        "precision": precision,
         "git_commit": _git_commit(),
         "from": None if continued is None else str(continued),
     }

@@ -1,4 +1,4 @@
-"""Tables of finished runs, one a row, as spreadsheets and trackers keep or export them.
+"""Tables of runs, one a row or a row a step, as spreadsheets and trackers keep or export them.
 
 Columns are named by their reader or known by the names that are usual for them.
 """
@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 
 from hpcm_scale.errors import RunError, one_line, printable
+from hpcm_scale.runs.cells import number_of, plain_name
+from hpcm_scale.runs.histories import row_a_run
 from hpcm_scale.runs.nested import flat
 from hpcm_scale.runs.tracker_folders import is_tracker_folder, rows_of
 
@@ -33,7 +35,7 @@ USUAL = {
     "loss ce l",
     "group": "family architecture arch group",
 }
-"""What columns are usually called, letters and digits of them in lower case; the first is taken."""
+"""Usual names of columns, letters and digits of them in lower case; the first found is taken."""
 OPTIONAL = ("batch", "lr")
 """Parts that no law needs of a row."""
 FINISHED = {"finished", "completed", "done", "success"}
@@ -43,8 +45,6 @@ CONDITIONS = re.compile(
     r"|ema|average|schedule|warmup|decay|init|optimizer|parametrization"
 )
 """Columns of what should not differ between the runs of a law."""
-_SCALES = {"": 1.0, "k": 1e3, "m": 1e6, "b": 1e9, "g": 1e9, "t": 1e12}
-_NUMBER = re.compile(r"([0-9.,]+(?:e[+-]?[0-9]+)?)([kmbgt]?)", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class RunTable:
 
     label: str
     unit: str
-    """What D counts, as its column calls it."""
+    """Unit of D, as its column is named."""
     names: list[str]
     n: np.ndarray | None
     """(runs,) parameters."""
@@ -108,12 +108,16 @@ def is_table(path: Path | str) -> bool:
 
 
 def read_tables(
-    paths: Iterable[Path | str], columns: Columns, drop_highest: int = 0
+    paths: Iterable[Path | str],
+    columns: Columns,
+    drop_highest: int = 0,
+    step: float | None = None,
 ) -> tuple[list[RunTable], list[str]]:
     """The families of runs in some files, and what their reader should know of how they were read.
 
     Args:
         drop_highest: so many runs of highest loss are left out, of all files together.
+        step: of histories, which have a row a step, the last row up to this one counts.
 
     Raises:
         RunError: if a file cannot be read, a column is not there or cannot be told, or no run is
@@ -124,6 +128,8 @@ def read_tables(
         rows = _rows(path)
         found = _found(rows, columns, str(path))
         notes.append(f"{path}: {_told(found)}")
+        rows, said = row_a_run(rows, found, str(path), step)
+        notes += [said] if said else []
         records += _records(rows, found, path, notes)
     if not records:
         raise RunError("no run to fit: no row of the tables has what a law needs")
@@ -191,18 +197,16 @@ def _parquet(path: Path) -> list[dict[str, Any]]:
         raise ValueError(str(error)) from None
 
 
-def _plain(name: str) -> str:
-    return re.sub("[^a-z0-9]", "", name.lower())
-
-
 def _found(rows: Sequence[Mapping[str, Any]], columns: Columns, source: str) -> dict[str, str]:
     """The column of each part that the table has."""
     names = list(dict.fromkeys(name for row in rows for name in row))
     plain: dict[str, str] = {}
     for name in names:
-        plain.setdefault(_plain(name), name)
-        if "train" not in _plain(name) or "tokens" in _plain(name):  # train/loss is not the loss
-            plain.setdefault(_plain(name.rpartition(".")[2].rpartition("/")[2]), name)
+        plain.setdefault(plain_name(name), name)
+        if "train" not in plain_name(name) or "tokens" in plain_name(
+            name
+        ):  # train/loss is not the loss
+            plain.setdefault(plain_name(name.rpartition(".")[2].rpartition("/")[2]), name)
     found = {}
     for part, usual in USUAL.items():
         asked = getattr(columns, part)
@@ -237,24 +241,11 @@ def _told(found: Mapping[str, str]) -> str:
     return ", ".join(f"{symbols[part]} is {printable(name)!r}" for part, name in found.items())
 
 
-def number_of(value: object) -> float | None:
-    """The number that a cell holds, 7B and 1,000 too; None if it holds none."""
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
-        return float(value)
-    match = _NUMBER.fullmatch(str(value).strip()) if value is not None else None
-    if match is None:
-        return None
-    try:
-        return float(match[1].replace(",", "")) * _SCALES[match[2].lower()]
-    except ValueError:
-        return None
-
-
 def _records(
     rows: Sequence[Mapping[str, Any]], found: Mapping[str, str], path: Path, notes: list[str]
 ) -> list[dict[str, Any]]:
     """The finished runs among the rows, as numbers by part; the others are counted."""
-    states = {_plain(name): name for name in rows[0]}
+    states = {plain_name(name): name for row in rows for name in row}
     state = states.get("state") or states.get("status")
     names = [states[name] for name in ("name", "run", "runname", "id", "runid") if name in states]
     kept, left = [], Counter()
@@ -284,7 +275,7 @@ def _records(
         conditions = {
             column: str(value)
             for column, value in row.items()
-            if CONDITIONS.search(_plain(column))
+            if CONDITIONS.search(plain_name(column))
             and column not in (found[part] for part in found if part not in OPTIONAL)
         }
         unit = found.get("d", "data").rpartition(".")[2]

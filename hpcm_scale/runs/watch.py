@@ -30,7 +30,7 @@ X_LABELS = {
     "seconds": "minutes",
 }
 STALE_SECONDS, STALE_INTERVALS = 120.0, 5.0
-"""A run that goes on is stale when it has written nothing for both: so long, and so many times the
+"""A running run is stale when it has written nothing for both: so long, and so many times the
 time between its last rows."""
 WIDE = 20.0
 """Largest over smallest value from which the metric is drawn by its logarithm."""
@@ -55,7 +55,7 @@ class WatchedRun:
         self._metrics.update()
 
     def rows(self, kind: str) -> list[dict[str, Any]]:
-        """Its rows of kind "train" or "val"."""
+        """Rows of kind "train" or "val"."""
         return [row for row in self._metrics.rows if row["kind"] == kind]
 
     def curve(self, kind: str, x: str, metric: str) -> tuple[np.ndarray, np.ndarray]:

@@ -1,4 +1,4 @@
-"""What the parabolas of Approach 2 would say of a law that is known, without any noise.
+"""Bias of Approach 2: its parabolas fitted to a law that is known, without any noise.
 
 Hoffmann et al. 2022 fit a parabola in log N to the losses at each budget. A law E + A N^-α + B D^-β
 is no parabola there: unless α = β its optimum is displaced, the more the wider the sizes reach
@@ -29,8 +29,8 @@ class Displacement:
     size: float
     """Mean over budgets of the parabola's N_opt / the law's."""
     exponent: float
-    """Of N_opt ∝ C^exponent by the parabolas. Without drift it is exact: a law looks alike at every
-    budget, and so does the displacement."""
+    """Exponent of N_opt ∝ C^exponent by the parabolas. Without drift it is exact: a law looks
+    alike at every budget, and so does the displacement."""
     exact: float
     """The same by the law: β / (α + power·β)."""
 

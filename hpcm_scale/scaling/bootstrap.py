@@ -56,9 +56,9 @@ def draw_runs(points: Points, draws: int, rng: np.random.Generator) -> np.ndarra
 
 
 @threadpool_limits.wrap(limits=1, user_api="blas")
-def bootstrap(points: Points, huber: HuberFit, draws: int, seed: int = 0) -> Bootstrap:
+def bootstrap(points: Points, huber: HuberFit, draws: int) -> Bootstrap:
     """Refit both methods to `draws` resamples of the runs, all at once."""
-    weights = draw_runs(points, draws, np.random.default_rng(seed))
+    weights = draw_runs(points, draws, np.random.default_rng(0))
     enough = np.ones(draws, bool)
     for values in points.x:
         _, which = np.unique(values, return_inverse=True)

@@ -8,10 +8,12 @@ import numpy as np
 from hpcm_scale.runs.records import Run, SizePart
 from hpcm_scale.scaling.bootstrap import Bootstrap
 from hpcm_scale.scaling.data_selection import Design
+from hpcm_scale.scaling.hold_outs import HoldOut
 from hpcm_scale.scaling.huber import HuberFit
 from hpcm_scale.scaling.isoflop import Cost, IsoFlop, Optimum
 from hpcm_scale.scaling.laws import Fit
 from hpcm_scale.scaling.power_law import Interval
+from hpcm_scale.scaling.rate_law import RateLaw
 
 Metric = Literal["loss", "bpp", "mse"]
 METRICS: tuple[Metric, ...] = ("loss", "bpp", "mse")
@@ -62,7 +64,7 @@ class UnfittedLaw:
 
     @property
     def label(self) -> str:
-        """Its name, of its metric."""
+        """Name of the law, with its metric."""
         return self.name.replace("L", self.metric, 1)
 
 
@@ -83,7 +85,7 @@ class FittedLaw:
 
     @property
     def label(self) -> str:
-        """Its name, of its metric."""
+        """Name of the law, with its metric."""
         return self.name.replace("L", self.metric, 1)
 
     @property
@@ -108,11 +110,19 @@ class Family:
     isoflop_refusal: str | None
     cost: Cost | None
     optima: list[Optimum]
+    hold_outs: dict[str, list[HoldOut]]
+    """Hold-outs by law."""
+    at_rates: list[Law]
+    """The law of size at each λ of networks that code at every rate."""
+    along_rates: RateLaw | str | None
+    """All of these in one, or why not; None for networks of one rate."""
+    cautions: list[str]
+    """About the runs themselves."""
 
     @property
     def laws(self) -> list[Law]:
         """All of the family's laws."""
-        return [*self.size_laws.values(), self.frontier, self.surface]
+        return [*self.size_laws.values(), *self.at_rates, self.frontier, self.surface]
 
     @property
     def fitted(self) -> list[FittedLaw]:
@@ -140,6 +150,19 @@ class CurvePrediction:
     refusal: str | None
 
 
+@dataclass(frozen=True)
+class Comparison:
+    """Two or more families by one law of one variable."""
+
+    law: str
+    families: list[str]
+    common_exponent: float
+    p: float
+    """The p value of the F test of equal exponents: small where they differ."""
+    crossings: list[tuple[str, str, float, Interval, float]]
+    """Two families, where their curves cross, its interval, and the share of resamples that do."""
+
+
 @dataclass
 class Study:
     """Everything a report shows."""
@@ -148,5 +171,7 @@ class Study:
     families: list[Family]
     curves: list[CurvePrediction]
     """Extrapolated R-D curves, where several λ were trained."""
+    comparisons: list[Comparison]
+    """Comparisons of the families of one λ, where there are several."""
     notes: list[str]
-    """What the reader of the records tolerated or left out."""
+    """Faults that the reader of the records tolerated, and runs it left out."""

@@ -20,6 +20,8 @@ CAPTIONS = {
     "loss-against-compute": "Every run while it trains, the lowest loss reached by each count of "
     "FLOPs, and the law through those points.",
     "loss-against-images": "Every run against the crops it has seen, and L(N, D).",
+    "loss-along-lambda": "Loss against size at each λ, and against λ at each size, with the law "
+    "along λ.",
     "isoflop": "Loss against size at equal FLOPs, and the size of least loss as FLOPs grow.",
 }
 
@@ -52,6 +54,8 @@ def render(study: Study, pictures: Sequence[Sequence[tuple[str, Path]]]) -> str:
         body.append(_list("Records", study.notes, "cautions"))
     for family, shown in zip(study.families, pictures, strict=True):
         body += _family(family, shown, study.settings)
+    if compared := list(report_text.compared(study.comparisons)):
+        body.append(_list("Families side by side", compared, "across"))
     if across := report_text.across_lambdas(study.curves):
         body.append(_list("Across λ", across, "across"))
     body.append("<h2>How to read this</h2>")
@@ -107,6 +111,9 @@ def _family(family: Family, pictures: Sequence[tuple[str, Path]], settings: Sett
         out.append(_table(report_text.ROW_HEADS, rows, mark_first=True))
     if note := report_text.foot(fitted):
         out.append(f'<p class="note">{escape(note)}</p>')
+    if held_out := [row for rows in report_text.hold_out_rows(family.hold_outs) for row in rows]:
+        out.append(f"<h3>{report_text.HOLD_OUT_TITLE.capitalize()}</h3>")
+        out.append(_table(report_text.HOLD_OUT_HEADS, held_out, mark_first=True))
     if found := report_text.findings(family):
         out.append("<h3>Checks and predictions</h3>")
         out.append("<ul>" + "".join(f"<li>{escape(line)}</li>" for line in found) + "</ul>")

@@ -40,9 +40,7 @@ class IsoFlop:
     cautions: list[str]
 
 
-def isoflop(
-    runs: Sequence[Run], part: SizePart, *, confidence: float, draws: int, seed: int = 0
-) -> IsoFlop:
+def isoflop(runs: Sequence[Run], part: SizePart, *, confidence: float, draws: int) -> IsoFlop:
     """Cut the runs' curves at equal FLOPs and find the size of least loss at each.
 
     Raises:
@@ -76,7 +74,7 @@ def isoflop(
             f"{len(bracketed)} of {len(slices)} budgets have their best size between the smallest "
             "and the largest: no exponent of N_opt against C (three are needed)", cautions,
         )  # fmt: skip
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     counts = rng.multinomial(len(runs), np.full(len(runs), 1 / len(runs)), size=draws)
     optima = []
     for losses in table:

@@ -25,6 +25,7 @@ from hpcm_scale.scaling.fit_results import (
 )
 from hpcm_scale.scaling.isoflop import IsoFlop
 from hpcm_scale.scaling.power_law import Interval
+from hpcm_scale.scaling.rate_law import RateLaw
 
 INK, LAW, HUBER, HELD_OUT = "#1b3a5c", "#c0392b", "#2e7d32", "#e08e0b"
 METRIC_LABELS = {
@@ -51,6 +52,8 @@ def figures_of(family: Family, settings: Settings) -> Iterator[tuple[str, Figure
         if law.extrapolation is not None:
             figure = extrapolation(law, law.extrapolation, family.label, settings)
             yield "extrapolation", figure
+    if isinstance(family.along_rates, RateLaw):
+        yield "loss-along-lambda", loss_along_lambda(family.along_rates, family.label, settings)
     yield "loss-against-compute", loss_against_compute(family, settings)
     yield "loss-against-images", loss_against_images(family, settings)
     if family.isoflop is not None:
@@ -257,6 +260,32 @@ def loss_against_images(family: Family, settings: Settings) -> Figure:
     _log_x(axes, IMAGES_LABEL)
     axes.set_ylabel(METRIC_LABELS["loss"])
     axes.legend(fontsize=9, frameon=False)
+    return figure
+
+
+def loss_along_lambda(found: RateLaw, title: str, settings: Settings) -> Figure:
+    """Loss against size at every λ, and against λ at every size, with the law along λ."""
+    figure, (left, right) = _figure(f"{title}: loss along λ", panels=2, width=10.5)
+    law, sizes = found.law, np.unique(found.n)
+    grid = np.geomspace(sizes[0] / 1.25, sizes[-1] * 1.6, 60)
+    colours = colormaps["plasma"](np.linspace(0.05, 0.85, len(law.lambdas)))
+    shown = zip(law.lambdas, found.loss, law.at_rates(grid), colours, strict=True)
+    for lmbda, losses, values, colour in shown:
+        left.plot(found.n, losses, "o", ms=4, color=colour, label=f"{lmbda:g}")
+        left.plot(grid, values, color=colour, lw=1)
+    left.legend(title="λ", fontsize=8, title_fontsize=8, frameon=False)
+    between = np.geomspace(law.lambdas[0], law.lambdas[-1], 60)
+    colours = colormaps["viridis_r"](np.linspace(0.12, 1, len(sizes)))
+    for size, colour in zip(sizes, colours, strict=True):
+        measured = found.loss[:, found.n == size].mean(axis=1)
+        right.plot(law.lambdas, measured, "o", ms=4, color=colour, label=f"{size:.2g}")
+        right.plot(between, [law(size, lmbda) for lmbda in between], color=colour, lw=1)
+    right.legend(title="N", fontsize=8, title_fontsize=8, frameon=False)
+    for axes in (left, right):
+        axes.set_yscale("log")
+    _log_x(left, SIZE_LABELS[settings.size])
+    _log_x(right, "λ")
+    left.set_ylabel(METRIC_LABELS["loss"])
     return figure
 
 

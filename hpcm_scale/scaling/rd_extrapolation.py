@@ -23,8 +23,10 @@ def predicted_curves(families: Sequence[Family], settings: Settings) -> list[Cur
     for family in families:
         run = family.runs[0]
         rate, mse = family.size_laws["bpp"], family.size_laws["mse"]
-        if run.distortion != "mse" or not (
-            isinstance(rate, FittedLaw) and isinstance(mse, FittedLaw)
+        if (
+            run.rates
+            or run.distortion != "mse"
+            or not (isinstance(rate, FittedLaw) and isinstance(mse, FittedLaw))
         ):
             continue
         if rate.extrapolation is not None and mse.extrapolation is not None:

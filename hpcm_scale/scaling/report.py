@@ -1,13 +1,23 @@
 """A study written down: law.json with every figure, plots, and report.html to read."""
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from hpcm_scale import __version__
 from hpcm_scale.files import atomic_write
 from hpcm_scale.scaling import html_report, plots
-from hpcm_scale.scaling.fit_results import Family, Law, Prediction, Study, UnfittedLaw
+from hpcm_scale.scaling.fit_results import (
+    Comparison,
+    Family,
+    Law,
+    Prediction,
+    Study,
+    UnfittedLaw,
+)
+from hpcm_scale.scaling.hold_outs import HoldOut
+from hpcm_scale.scaling.rate_law import RateLaw
 from hpcm_scale.scaling.table_study import TableStudy
 from hpcm_scale.scaling.three_term import NAMES, ThreeTermLaw
 
@@ -18,6 +28,7 @@ def law_json(study: Study) -> dict[str, Any]:
         "hpcm_scale": __version__,
         "settings": vars(study.settings),
         "families": [_family(f) for f in study.families],
+        "comparisons": _comparisons(study.comparisons),
         "across_lambdas": [
             vars(c) | {"interval": c.interval and vars(c.interval)} for c in study.curves
         ],
@@ -42,6 +53,10 @@ def _family(family: Family) -> dict[str, Any]:
             for r in family.runs
         ],
         "size_laws": {metric: _law(law) for metric, law in family.size_laws.items()},
+        "at_rates": [_law(law) for law in family.at_rates],
+        "along_rates": _along_rates(family.along_rates),
+        "hold_outs": _hold_outs(family.hold_outs),
+        "cautions": family.cautions,
         "frontier": _law(family.frontier),
         "surface": _law(family.surface),
         "isoflop": {"refused": family.isoflop_refusal}
@@ -160,34 +175,57 @@ def table_json(study: TableStudy) -> dict[str, Any]:
                 "label": family.table.label,
                 "runs": len(family.table),
                 "laws": [_law(law) for law in family.laws],
-                "hold_outs": {
-                    name: [vars(part) for part in parts] for name, parts in family.hold_outs.items()
-                },
+                "hold_outs": _hold_outs(family.hold_outs),
                 "approach_2": [vars(found) for found in family.displacements],
                 "size_steps_batch": _batches(family.batches),
                 "cautions": family.cautions,
             }
             for family in study.families
         ],
-        "comparisons": [
-            {
-                "law": comparison.law,
-                "families": comparison.families,
-                "common_exponent": comparison.common_exponent,
-                "p_of_equal_exponents": comparison.p if comparison.p == comparison.p else None,
-                "crossings": [
-                    {
-                        "families": [first, second],
-                        "at": at,
-                        "interval": vars(interval),
-                        "share_of_resamples": share,
-                    }
-                    for first, second, at, interval, share in comparison.crossings
-                ],
-            }
-            for comparison in study.comparisons
-        ],
+        "comparisons": _comparisons(study.comparisons),
         "notes": study.notes,
+    }
+
+
+def _comparisons(comparisons: Sequence[Comparison]) -> list[dict[str, Any]]:
+    return [
+        {
+            "law": comparison.law,
+            "families": comparison.families,
+            "common_exponent": comparison.common_exponent,
+            "p_of_equal_exponents": comparison.p if comparison.p == comparison.p else None,
+            "crossings": [
+                {
+                    "families": [first, second],
+                    "at": at,
+                    "interval": vars(interval),
+                    "share_of_resamples": share,
+                }
+                for first, second, at, interval, share in comparison.crossings
+            ],
+        }
+        for comparison in comparisons
+    ]
+
+
+def _hold_outs(by_law: Mapping[str, Sequence[HoldOut]]) -> dict[str, list[dict[str, Any]]]:
+    return {name: [vars(part) for part in parts] for name, parts in by_law.items()}
+
+
+def _along_rates(law: RateLaw | str | None) -> dict[str, Any] | None:
+    if law is None or isinstance(law, str):
+        return None if law is None else {"refused": law}
+    return {
+        "lambdas": law.law.lambdas.tolist(),
+        "floors": law.law.floors.tolist(),
+        "amplitudes": law.law.amplitudes.tolist(),
+        "reference_size": law.law.reference,
+        "runs": {"sizes": law.n.tolist(), "losses": law.loss.tolist()},
+        "relative_error": law.error,
+        "p_of_equal_exponents": law.p_equal if law.left_out else None,
+    } | {
+        name: {"value": getattr(law.law, name), "interval": (i := law.interval(name)) and vars(i)}
+        for name in ("exponent", "slope")
     }
 
 

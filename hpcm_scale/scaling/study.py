@@ -3,6 +3,8 @@
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+import numpy as np
+
 from hpcm_scale.runs.records import (
     Records,
     Run,
@@ -12,9 +14,11 @@ from hpcm_scale.runs.records import (
     without_copies,
 )
 from hpcm_scale.scaling.bootstrap import FEW_RUNS, bootstrap
+from hpcm_scale.scaling.comparison import compare
 from hpcm_scale.scaling.data_selection import Design, equal_images, frontier, size_and_images
 from hpcm_scale.scaling.fit_results import (
     METRICS,
+    Comparison,
     Family,
     FittedLaw,
     Law,
@@ -24,11 +28,15 @@ from hpcm_scale.scaling.fit_results import (
     Study,
     UnfittedLaw,
 )
+from hpcm_scale.scaling.hold_outs import hold_outs
 from hpcm_scale.scaling.huber import HuberFit, fit_huber
 from hpcm_scale.scaling.isoflop import Cost, Optimum, cost_of, isoflop, optimum
 from hpcm_scale.scaling.laws import Fit, cautions, fit_law
+from hpcm_scale.scaling.outliers import reweighted
 from hpcm_scale.scaling.power_law import NotFittable
+from hpcm_scale.scaling.rate_law import RateLaw, fit_rate_law
 from hpcm_scale.scaling.rd_extrapolation import predicted_curves
+from hpcm_scale.scaling.sweeps import tuned_runs
 
 
 def fit_laws(paths: Iterable[Path | str], settings: Settings | None = None) -> Study:
@@ -58,14 +66,34 @@ def study(records: Records, settings: Settings) -> Study:
                 "these"
             )
     fitted = [_family(*item, settings) for item in groups.items()]
-    return Study(settings, fitted, predicted_curves(fitted, settings), notes)
+    curves = predicted_curves(fitted, settings)
+    return Study(settings, fitted, curves, _comparisons(fitted, settings), notes)
+
+
+def _comparisons(fitted: Sequence[Family], settings: Settings) -> list[Comparison]:
+    """The families of each λ beside each other, by their laws of size and of compute."""
+    of_lambda: dict[tuple, list[Family]] = {}
+    for family in fitted:
+        run = family.runs[0]
+        of_lambda.setdefault((run.distortion, run.lmbda, run.rates), []).append(family)
+    found = []
+    for group in of_lambda.values():
+        for pick in (lambda family: family.size_laws["loss"], lambda family: family.frontier):
+            laws = [(family.label, pick(family)) for family in group]
+            laws = [(label, law) for label, law in laws if isinstance(law, FittedLaw)]
+            if len(laws) > 1:
+                found.append(compare(laws[0][1].name, laws, settings))
+    return found
 
 
 def _family(label: str, runs: list[Run], settings: Settings) -> Family:
     part = settings.size
     runs = sorted(runs, key=lambda r: (r.parameters[part], r.curve["crops"][-1], r.seed))
+    kept, edges, about_rates = tuned_runs(runs)
+    runs = [runs[i] for i in kept]
     sizes = equal_images(runs, part)
     size_laws: dict[Metric, Law] = {m: size_law(sizes, m, settings) for m in METRICS}
+    at_rates, along_rates = _laws_of_rates(runs, sizes, settings)
     try:
         compute = fit_design("L(C)", "loss", frontier(runs, part), settings, ("FLOP count",))
     except NotFittable as error:
@@ -79,7 +107,53 @@ def _family(label: str, runs: list[Run], settings: Settings) -> Family:
     except NotFittable as error:
         refusal = str(error)
     cost, optima = _optima(runs, surface, settings)
-    return Family(label, runs, size_laws, compute, surface, view, refusal, cost, optima)
+    held_out = {}
+    for law in (size_laws["loss"], *at_rates):
+        if isinstance(law, FittedLaw):
+            held_out[law.label] = hold_outs(law.fit)
+            law.cautions += reweighted(law, edges)
+    if isinstance(along_rates, RateLaw):
+        held_out["loss(N, λ)"] = along_rates.hold_outs
+    return Family(
+        label=label,
+        runs=runs,
+        size_laws=size_laws,
+        frontier=compute,
+        surface=surface,
+        isoflop=view,
+        isoflop_refusal=refusal,
+        cost=cost,
+        optima=optima,
+        hold_outs=held_out,
+        at_rates=at_rates,
+        along_rates=along_rates,
+        cautions=about_rates,
+    )
+
+
+def _laws_of_rates(
+    runs: Sequence[Run], sizes: Design, settings: Settings
+) -> tuple[list[Law], RateLaw | str | None]:
+    """The law of size at each λ of networks that code at every rate, and all of these in one.
+
+    Args:
+        sizes: of the runs that L(N) takes.
+    """
+    rates = runs[0].rates
+    taken = [run for run in runs if run.name in sizes.names]
+    if not rates:
+        return [], None
+    n = np.array([run.parameters[settings.size] for run in taken], float)
+    losses = np.stack([run.at_rates["loss"] for run in taken], axis=1)  # (rates, runs)
+    names = [run.name for run in taken]
+    laws = []
+    for lmbda, loss in zip(rates, losses, strict=True):
+        design = Design(n[None], {"loss": loss}, np.arange(len(n)), names, list(sizes.cautions))
+        laws.append(fit_design(f"L(N) at λ {lmbda:g}", "loss", design, settings, ("size",)))
+    try:
+        return laws, fit_rate_law(n, np.array(rates), losses, confidence=settings.confidence)
+    except NotFittable as error:
+        return laws, str(error)
 
 
 def fit_design(

@@ -1,13 +1,21 @@
 """A study on the terminal: the laws in a table, then what they predict, then every caution."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from hpcm_scale.scaling import report_text
-from hpcm_scale.scaling.fit_results import Family, FittedLaw, Settings, Study, UnfittedLaw
+from hpcm_scale.scaling.fit_results import (
+    Comparison,
+    Family,
+    FittedLaw,
+    Settings,
+    Study,
+    UnfittedLaw,
+)
+from hpcm_scale.scaling.hold_outs import HoldOut
 from hpcm_scale.scaling.table_study import TableFamily, TableStudy
 from hpcm_scale.scaling.three_term import NAMES
 
@@ -18,7 +26,13 @@ def summary(study: Study) -> Iterator[RenderableType]:
         yield Text(note, style="yellow")
     for family in study.families:
         yield from _family(family, study)
+    yield from _compared(study.comparisons)
     for line in report_text.across_lambdas(study.curves):
+        yield Text(line)
+
+
+def _compared(comparisons: Sequence[Comparison]) -> Iterator[RenderableType]:
+    for line in report_text.compared(comparisons):
         yield Text(line)
 
 
@@ -38,6 +52,7 @@ def _laws(fitted: Sequence[FittedLaw], settings: Settings) -> Iterator[Renderabl
 def _family(family: Family, study: Study) -> Iterator[RenderableType]:
     yield Text(report_text.heading(family, study.settings), style="bold")
     yield from _laws(family.fitted, study.settings)
+    yield from _hold_outs(family.hold_outs)
     for line in report_text.findings(family):
         yield Text(line)
     for line in report_text.refusals(family):
@@ -54,7 +69,7 @@ def table_summary(study: TableStudy) -> Iterator[RenderableType]:
         runs = f"{len(family.table)} run{'' if len(family.table) == 1 else 's'}"
         yield Text(f"{family.table.label}: {runs}", style="bold")
         yield from _laws(family.fitted, study.settings)
-        yield from _hold_outs(family)
+        yield from _hold_outs(family.hold_outs)
         yield from _approach_two(family)
         yield from _batches(family)
         for law in family.laws:
@@ -63,36 +78,14 @@ def table_summary(study: TableStudy) -> Iterator[RenderableType]:
         about = [(law.label, caution) for law in family.fitted for caution in law.cautions]
         for label, caution in [*about, *(("", caution) for caution in family.cautions)]:
             yield Text.assemble(("caution, ", "yellow"), f"{label}: " if label else "", caution)
-    for comparison in study.comparisons:
-        yield Text(f"{comparison.law}, {' and '.join(comparison.families)}", style="bold")
-        yield Text(
-            f"one exponent for all: {report_text.figures(comparison.common_exponent)}; F test of "
-            f"equal exponents, p = {comparison.p:.2g}"
-        )
-        for first, second, at, interval, share in comparison.crossings:
-            yield Text(
-                f"{first} and {second} cross at {report_text.figures(at)} "
-                f"({report_text.span(interval)}; {share:.0%} of resamples cross once)"
-            )
+    yield from _compared(study.comparisons)
 
 
-def _hold_outs(family: TableFamily) -> Iterator[RenderableType]:
-    table = Table("", "fitted", "runs", "predicted", "runs", "mean", "rms", "exponent")
-    table.title = "hold-outs: sizes predicted from smaller ones, and from all others"
-    for name, parts in family.hold_outs.items():
-        before = None
-        for i, part in enumerate(parts):
-            ends = (
-                f"{end:.2g}".replace("e+0", "e").replace("e+", "e") for end in (part.low, part.high)
-            )
-            ahead = " … ".join(dict.fromkeys(ends))
-            table.add_row(
-                "" if i else name,
-                "" if part.kind == before else part.kind,
-                *(str(part.fitted), ahead, str(part.runs)),
-                *(f"{part.bias:+.2%}", f"{part.error:.2%}", f"{part.exponent:.3f}"),
-            )
-            before = part.kind
+def _hold_outs(by_law: Mapping[str, Sequence[HoldOut]]) -> Iterator[RenderableType]:
+    table = Table(*report_text.HOLD_OUT_HEADS, title=report_text.HOLD_OUT_TITLE)
+    for rows in report_text.hold_out_rows(by_law):
+        for row in rows:
+            table.add_row(*row)
         table.add_section()
     if table.rows:
         yield table

@@ -13,6 +13,7 @@ from types import MethodType
 from typing import Any, NamedTuple
 
 import torch
+from deepspeed.runtime.utils import combine_grad_norm_groups
 from torch import Tensor
 from torch._appdirs import user_cache_dir
 
@@ -34,17 +35,23 @@ NAMES = {
         "_reassign_or_swap_out_partitioned_parameters",
         "_release_swap_buffers",
         "_swappable_optimizer_subgroup",
+        "_get_norm_groups",
         "check_overflow",
         "get_param_id",
         "has_overflow",
     ),
+    "deepspeed.runtime.zero.stage_1_and_2.DeepSpeedZeroOptimizer": (
+        "has_overflow",
+        "scaled_global_norm",
+    ),
+    "deepspeed.runtime.utils": ("combine_grad_norm_groups",),
     "torch.distributed.ProcessGroup": ("_get_sequence_number_for_group",),
     "torch.distributed.distributed_c10d": ("_get_default_group",),
     "torch": ("_foreach_lerp_",),
     "torch._appdirs": ("user_cache_dir",),
 }
 """Module or class -> what of it is used. Attributes made at run time (grad_position,
-fp32_partitioned_groups_flat, persistent_parameters, grad_partitions_flat_buffer, ds_id, ds_numel,
+fp32_partitioned_groups_flat, persistent_parameters, check_grad_overflow, ds_id, ds_numel,
 ds_tensor, _hp_mapping) are held by the runs of tests/distributed."""
 
 
@@ -166,25 +173,38 @@ def discards_steps(engine: Any) -> bool:
     return hasattr(engine.optimizer, "has_overflow")
 
 
-def discard_steps_when(
-    engine: Any, is_bad: Callable[[], bool], bad_loss: Callable[[], bool]
-) -> None:
+def decide_steps_by(engine: Any, decide: Callable[[Tensor], Tensor | None]) -> None:
     """Open DeepSpeed's way to discard a step, for floats that overflow, to every precision.
 
+    DeepSpeed would look for bad values in every gradient, then for the norm, and read each answer
+    back from the device. The norm alone tells: no sum with a bad value in it is finite.
+
     Args:
-        is_bad: for stage 3: whether gradient or loss of any rank is bad; a collective.
-        bad_loss: for the other stages, which look at gradients themselves: whether a loss was.
+        decide: given the norm of all gradients (negative or not finite where one is bad), gives the
+            norm as a tensor of the host, or None to leave the step out; called once a step.
     """
     optimizer = engine.optimizer
+    known: list[Tensor] = []
+
+    def has_overflow(*_: Any, **__: Any) -> bool:
+        known.clear()
+        norm = decide(measure())
+        if norm is None:
+            return True
+        known.append(norm)
+        return False
+
+    optimizer.has_overflow = has_overflow
     if engine.zero_optimization_stage() == 3:
-        optimizer.has_overflow = lambda *_, **__: is_bad()
+        groups = optimizer._get_norm_groups
+        measure = lambda: combine_grad_norm_groups(groups())  # noqa: E731
+        optimizer._get_norm_groups = lambda: list(known)
         # It looks for overflows of 16-bit floats alone.
         optimizer._overflow_check_and_loss_scale_update = MethodType(_always_check, optimizer)
-        return
-    has_overflow = optimizer.has_overflow
-    # The call is a collective: every rank makes it, whatever its loss.
-    optimizer.has_overflow = lambda *a, **k: bool(has_overflow(*a, **k)) or bad_loss()
-    optimizer.check_grad_overflow = True
+    else:
+        measure = optimizer.scaled_global_norm
+        optimizer.scaled_global_norm = lambda *_, **__: known[0]
+        optimizer.check_grad_overflow = True
 
 
 def _always_check(optimizer: Any, update_scale: bool = True) -> bool:
@@ -194,11 +214,6 @@ def _always_check(optimizer: Any, update_scale: bool = True) -> bool:
     if not update_scale:
         return optimizer.overflow
     return optimizer._loss_scale_update_and_overflow_cleanup()
-
-
-def flat_gradients(engine: Any) -> Tensor:
-    """This rank's gradients in stage 3, flat."""
-    return engine.optimizer.grad_partitions_flat_buffer
 
 
 # ------------------------------------------------------------------ optimizer state on disks

@@ -6,6 +6,7 @@ import os
 import sys
 import warnings
 from datetime import timedelta
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from hpcm_scale.errors import ConfigError
 from hpcm_scale.models.blocks.bottleneck import Bottleneck
 from hpcm_scale.models.blocks.residual import PConvRB
 from hpcm_scale.models.blocks.sampling import ResidualBlock
+from hpcm_scale.models.codec_network import CodecNetwork
+from hpcm_scale.models.torch_internals import has_native_bf16
 from hpcm_scale.models.zoo import build
 from hpcm_scale.runs.network import init_file
 from hpcm_scale.training.deepspeed_internals import (
@@ -27,8 +30,10 @@ from hpcm_scale.training.deepspeed_internals import (
 from hpcm_scale.training.ema import load_weights
 from hpcm_scale.training.extension_locks import drop_stale_locks
 from hpcm_scale.training.parameter_groups import parameter_groups
+from hpcm_scale.training.parametrization import scale_initial, scalings
 from hpcm_scale.training.rendezvous import choose_interface, describe_job, local_size, open_store
-from hpcm_scale.training.zero_layout import TIGHT_HEAP_BOUNDARY
+from hpcm_scale.training.start import principal_network
+from hpcm_scale.training.zero_layout import TIGHT_HEAP_BOUNDARY, UPDATED_AT_ONCE
 from hpcm_scale.units import peak_rss
 from hpcm_scale.weights.model_file import load_model
 
@@ -73,6 +78,8 @@ def init_distributed(timeout: float) -> tuple[int, int]:
     # DeepSpeed 0.19 calls collectives by names that torch 2.13 renamed, and warns at each.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
     accelerator().set_device(int(os.environ["LOCAL_RANK"]))  # or all would take the first
+    # Parts of a long sum would be added up in half precision.
+    torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
     skip_shared_memory_operator()
     store = None
     if world > 1:
@@ -85,6 +92,7 @@ def init_distributed(timeout: float) -> tuple[int, int]:
         timeout=timedelta(seconds=1.2 * timeout + 60),
     )
     del store
+    native_bf16()  # ranks agree while all are here
     deepspeed.comm.barrier()
     return rank, world
 
@@ -112,11 +120,16 @@ def deepspeed_config(run: RunConfig, world_size: int) -> dict[str, Any]:
             f"micro_batch: {micro_batch} does not divide the {on_rank} crops of a rank "
             f"(batch {run.batch} over {world_size} ranks)"
         )
-    plain = config["zero_optimization"]["stage"] == 0
-    if plain and uses_bf16(run):
+    plain, bf16 = config["zero_optimization"]["stage"] == 0, uses_bf16(run)
+    if plain and bf16:
         raise ConfigError(
             f"deepspeed: {run.deepspeed} is stage 0, which is for fp32; in bf16 take zero1, which "
             "spreads only the optimizer's fp32 states"
+        )
+    if run.compile == "blocks" and config["zero_optimization"]["stage"] == 3:
+        raise ConfigError(
+            f"compile: blocks needs whole parameters on every rank, {run.deepspeed} is stage 3; "
+            "take zero1 or zero2, or compile: none"
         )
     if run.optimizer.ema is not None and _device(config, "offload_optimizer") == "nvme":
         raise ConfigError(
@@ -129,7 +142,7 @@ def deepspeed_config(run: RunConfig, world_size: int) -> dict[str, Any]:
         "gradient_accumulation_steps": on_rank // micro_batch,
         # Without an optimizer of DeepSpeed's, the step guard clips.
         "gradient_clipping": 0.0 if plain else run.optimizer.grad_clip_norm,
-        "bf16": {"enabled": uses_bf16(run)},
+        "bf16": {"enabled": bf16},
         "optimizer": {
             "type": "AdamW" if run.optimizer.type == "adamw" else "Adam",
             "params": {
@@ -142,6 +155,8 @@ def deepspeed_config(run: RunConfig, world_size: int) -> dict[str, Any]:
             },
         },
         "steps_per_print": 2**31,
+        # It would wait for the device before and after every step.
+        "timers": {"throughput": {"enabled": False}},
     }
 
 
@@ -175,11 +190,37 @@ def _device(config: dict[str, Any], key: str) -> str:
     return config["zero_optimization"].get(key, {}).get("device", "none")
 
 
+def uses_graphs(run: RunConfig, config: dict[str, Any]) -> bool:
+    """Whether the passes of a run, with its DeepSpeed `config`, replay CUDA graphs.
+
+    A graph's results last until its next replay: gradients of one pass would not outlive the next,
+    and what a recomputed stage gave the forward pass not its recomputation.
+    """
+    once = config["gradient_accumulation_steps"] == 1 and not run.checkpoint_activations
+    return run.compile == "blocks" and once and accelerator().device_name() == "cuda"
+
+
 def uses_bf16(run: RunConfig) -> bool:
-    """Whether the passes compute in bfloat16."""
-    if run.precision == "auto":
-        return accelerator().device_name() != "cpu"
-    return run.precision == "bf16"
+    """Whether the passes compute in bfloat16.
+
+    Raises:
+        ConfigError: see `deepspeed_config`.
+    """
+    if run.precision != "auto":
+        return run.precision == "bf16"
+    if accelerator().device_name() != "cpu":
+        return True
+    # Stage 0 is for fp32, which a CPU is not slow in.
+    return native_bf16() and _read_deepspeed(run.deepspeed)["zero_optimization"]["stage"] > 0
+
+
+@cache
+def native_bf16() -> bool:
+    """Whether the CPUs of all ranks have bfloat16; the first call of a job is one of all ranks."""
+    mine = torch.tensor([has_native_bf16()], dtype=torch.int32)
+    if torch.distributed.is_initialized() and accelerator().device_name() == "cpu":
+        torch.distributed.all_reduce(mine, torch.distributed.ReduceOp.MIN)
+    return bool(mine)
 
 
 def build_engine(
@@ -193,10 +234,11 @@ def build_engine(
 
     Args:
         universal: whether a universal checkpoint will be loaded into it.
-        from_init: whether it starts with the weights of `init`, whose network `model` then is.
+        from_init: whether it starts with the weights of `init`, whose network `model` then is, or
+            those of `initial_weights`.
 
     Raises:
-        ConfigError: see `deepspeed_config`.
+        ConfigError: see `deepspeed_config`; if `initial_weights` do not suit the network.
         CheckpointError: if the file of `init` cannot be used.
     """
     config = deepspeed_config(run, world_size)
@@ -209,9 +251,16 @@ def build_engine(
         network = build(model)
     # DeepSpeed broadcasts parameters as bytes, which needs them contiguous (ZeRO-3's always are).
     network.to(memory_format=torch.contiguous_format)  # pyright: ignore[reportCallIssue]
+    if run.compile == "blocks":
+        network.compile_stages(uses_graphs(run, config))
     network.checkpoint_activations(run.checkpoint_activations)
+    scaled = scalings(run, model)
+    if scaled and run.init is None:
+        scale_initial(network, scaled)
     if run.init is not None and from_init:
         _start_from(network, run.init)
+    elif run.initial_weights == "principal_components" and from_init:
+        load_weights(network, principal_network(run, model).state_dict())
     kinds = {type(module) for module in network.modules()}
     if leaves := [kind for kind in LEAVES if kind in kinds]:  # it refuses kinds that are not there
         deepspeed.utils.set_z3_leaf_modules(network, leaves)
@@ -219,7 +268,10 @@ def build_engine(
     if not network.repeats_modules:
         # DeepSpeed looks for the next use of a module through all that follow, for every module.
         config["zero_optimization"].setdefault("stage3_max_reuse_distance", 0)
-    groups: Any = parameter_groups(network, run.optimizer)  # annotated as a module
+    if config["zero_optimization"]["stage"] == 0 and accelerator().device_name() == "cpu":
+        few = sum(parameter.numel() for parameter in network.parameters()) <= UPDATED_AT_ONCE
+        config["optimizer"]["params"]["foreach"] = few
+    groups: Any = parameter_groups(network, run.optimizer, scaled)  # annotated as a module
     engine, *_ = deepspeed.initialize(model=network, model_parameters=groups, config=config)
     skip_recovery_script(engine)
     return engine
@@ -242,5 +294,12 @@ def _settle_heap(tight: bool) -> None:
     libc.malloc_trim(0)
 
 
-def _start_from(network: torch.nn.Module, path: Path) -> None:
-    load_weights(network, load_model(init_file(path)).network.state_dict())
+def _start_from(network: CodecNetwork, path: Path) -> None:
+    """Give a network the weights of a model file; gains that the file lacks are 1 at its λ."""
+    loaded = load_model(init_file(path))
+    state = loaded.network.state_dict()
+    if network.gains is not None and loaded.network.gains is None:
+        start = network.gains.start(loaded.info.lmbda)
+        channels = loaded.info.config.latent_channels
+        state["gains.logs"] = start[:, None].expand(-1, channels)
+    load_weights(network, state)

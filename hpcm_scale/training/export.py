@@ -44,6 +44,7 @@ def export_run(
     weights: Weights | None = None,
     shard_size: int | None = None,
     half: bool = False,
+    in_bytes: bool = False,
     check: bool = True,
 ) -> Exported:
     """Write a checkpoint of a run as a model file.
@@ -52,7 +53,7 @@ def export_run(
     format, which unpickles: export only runs you trust.
 
     Args:
-        target: as `save_model` takes it, with `shard_size` and `half`.
+        target: as `save_model` takes it, with `shard_size`, `half` and `in_bytes`.
         step: the checkpoint's folder name, such as step-00000150; None for the newest whole one.
         weights: the moving average or what the optimizer updates; None for the average if the run
             keeps one, which is then what it validates.
@@ -91,13 +92,13 @@ def export_run(
         if row is None:
             reason = f"the run has no validation at step {found.step}"
             raise CheckpointError(_unchecked(target, reason))
-        outcome = _check(path, target, folder, record, row, half)
+        outcome = _check(path, target, folder, record, row, half or in_bytes)
 
     info = save_model(
         target,
         state,
         model,
-        lmbda=record.positive("config.loss.lmbda"),
+        lmbda=None if model.rates else record.positive("config.loss.lmbda"),
         record={
             "run": record.name,
             "checkpoint": folder.name,
@@ -108,6 +109,7 @@ def export_run(
         },
         shard_size=shard_size,
         half=half,
+        in_bytes=in_bytes,
         check=check_model if check else None,
     )
     return Exported(info, folder, weights, outcome)
@@ -127,19 +129,21 @@ def _check(
     row: dict[str, Any],
     half: bool,
 ) -> str:
-    """Compare the validation loss of the model at `path` with the run's."""
+    """Compare the validation loss of the model at `path` with the run's, in its precision."""
     device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     network = load_model(path, device).network
+    in_bf16 = any(folder.glob("bf16_*"))
+    if in_bf16:
+        network = network.to(torch.bfloat16)
     where = f"{record.path}: config"
-    objective = RateDistortion(
-        parse(LossConfig, record.field("config.loss", dict), f"{where}.loss")
-    )
+    loss_config = parse(LossConfig, record.field("config.loss", dict), f"{where}.loss")
+    objective = RateDistortion(loss_config, network.config.rates)
     data = parse(DataConfig, record.field("config.data", dict), f"{where}.data")
     try:
         loss = validate(network, data, objective, 0, 1)["loss"]
     except DataError as error:
         raise CheckpointError(_unchecked(target, f"{error}")) from None
-    rounded = half or any(folder.glob("bf16_*"))
+    rounded = half or in_bf16
     if not math.isclose(loss, row["loss"], rel_tol=ROUNDED_TOLERANCE if rounded else TOLERANCE):
         raise CheckpointError(
             f"{target}: not written: the exported model's validation loss is {loss:.6g}, that of "
@@ -147,7 +151,7 @@ def _check(
             "since, or the checkpoint is damaged (--no-check writes it all the same)"
         )
     seen = f" (training: {row['loss']:.4f})" if rounded else ", as in training"
-    return f"validation loss {loss:.4f}{seen}"
+    return f"validation loss {loss:.4f}{' in bf16' if in_bf16 else ''}{seen}"
 
 
 def _validation(run_folder: Path, step: int) -> dict[str, Any] | None:

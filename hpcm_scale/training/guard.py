@@ -1,29 +1,42 @@
 """Steps that must not be taken: a loss or a gradient that is not finite on some rank.
 
-The ranks agree before the optimizer steps, and all of them leave the step out.
+The ranks agree before the optimizer steps, and all of them leave the step out. What they must know
+of each other, the norm of the gradient included, reaches the host in one copy: the only time in a
+step that it waits for the device.
 """
 
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from hpcm_scale.config import GuardConfig
 from hpcm_scale.training.deepspeed_internals import (
-    discard_steps_when,
+    decide_steps_by,
     discards_steps,
-    flat_gradients,
 )
+from hpcm_scale.training.transfer import to_device, to_host
 
 EMA_DECAY = 0.98
 """Weight of the past in the running average that a loss is compared with."""
-CHECK_CHUNK = 2**24
-"""Gradients looked at together."""
 SPIKE_WARMUP = 50
 """Steps before the running average can tell a spike."""
 
 
+class Agreed(NamedTuple):
+    """What all ranks know of a step."""
+
+    stepped: bool
+    """False if the weights were left as they were."""
+    loss: float
+    """Sum of the ranks' losses."""
+    flags: tuple[bool, ...]
+    """Each true where any rank's was."""
+
+
 class StepGuard:
-    """Discards the optimizer steps of `engine` that it has been told of, or whose gradient is bad.
+    """Discards the optimizer steps of `engine` whose loss or gradient is bad on some rank.
 
     DeepSpeed has a way to discard a step, for 16-bit floats that overflow; this opens it to every
     stage and precision. Stage 0 in fp32 has no optimizer of DeepSpeed's: there it clips the
@@ -35,51 +48,58 @@ class StepGuard:
 
     def __init__(self, engine: Any, clip: float) -> None:
         self.engine, self.clip = engine, clip
-        self.bad_loss = False
-        """Whether any rank's loss of the current step is not finite; set it before the step."""
         self.norm: float | None = None
         """Norm of the last step's gradient over all parameters, before clipping."""
-        self.stage = engine.zero_optimization_stage()
         self._is_zero = discards_steps(engine)
+        self._ask: Callable[[Tensor], Tensor | None] | None = None
         if self._is_zero:
-            discard_steps_when(engine, self._stage_3_is_bad, lambda: self.bad_loss)
+            decide_steps_by(engine, lambda norm: self._ask(norm) if self._ask else norm)
 
-    def step(self) -> bool:
-        """Let the optimizer step; False if it was discarded. To be called at the boundary."""
-        engine = self.engine
-        if not self._is_zero:
-            return self._plain_step()
-        engine.step()
-        skipped = bool(engine.optimizer.overflow)
-        norm = engine.get_global_grad_norm()
-        self.norm = None if norm is None or skipped else float(norm)
-        return not skipped
+    def step(self, loss: Tensor, flags: Sequence[bool] = ()) -> Agreed:
+        """Agree on a step, and take it unless it is bad. Every rank calls it, at the boundary.
 
-    def _stage_3_is_bad(self) -> bool:
-        """Whether loss or gradient of any rank is bad.
-
-        DeepSpeed's own would make three copies of all gradients at once.
+        Args:
+            loss: this rank's, a scalar on any device.
+            flags: of this rank, as many on every rank.
         """
-        flat = flat_gradients(self.engine)
-        finite = all(bool(part.isfinite().all()) for part in flat.split(CHECK_CHUNK))
-        # On the accelerator, though gradients may be in the host's memory.
-        bad = torch.tensor([self.bad_loss or not finite], device=self.engine.device).byte()
-        torch.distributed.all_reduce(bad, torch.distributed.ReduceOp.MAX)
-        return bool(bad)
+        mine = to_device(torch.tensor(flags, dtype=torch.float64), self.engine.device)
+        outcome: list[Agreed] = []
 
-    def _plain_step(self) -> bool:
+        def ask(norm: Tensor) -> Tensor | None:
+            """The norm as the host knows it; None if the step is bad."""
+            agreed, known = self._agree(loss, mine, norm)
+            outcome.append(agreed)
+            return known if agreed.stepped else None
+
+        if not self._is_zero:
+            self._plain_step(ask)
+        else:
+            self._ask = ask
+            self.engine.step()
+            self._ask = None
+        return outcome[0]
+
+    def _agree(self, loss: Tensor, flags: Tensor, norm: Tensor) -> tuple[Agreed, Tensor]:
+        """Hear all ranks, and read the answer and the norm, the same on all, at once."""
+        loss, norm = loss.detach().double(), norm.to(self.engine.device)
+        bad = ~(loss.isfinite() & norm.isfinite()) | (norm < 0)  # DeepSpeed's sign of a bad one
+        heard = torch.cat([torch.stack([loss, bad.double()]), flags])
+        torch.distributed.all_reduce(heard)
+        total, wrong, *raised, length = to_host(torch.cat([heard, norm.double()[None]]))
+        agreed = Agreed(wrong == 0, total, tuple(map(bool, raised)))
+        self.norm = length if agreed.stepped else None
+        return agreed, torch.tensor(length, dtype=norm.dtype)
+
+    def _plain_step(self, ask: Callable[[Tensor], Tensor | None]) -> None:
         """Stage 0 in fp32: torch's own optimizer, whole gradients, equal on all ranks."""
         parameters = [p for p in self.engine.module.parameters() if p.grad is not None]
-        total = torch.nn.utils.get_total_norm([p.grad for p in parameters])
-        good = bool(total.isfinite()) and not self.bad_loss
-        self.norm = total.item() if good else None
-        if good:
-            torch.nn.utils.clip_grads_with_norm_(parameters, self.clip, total)
+        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters])
+        if ask(norm) is not None:
+            torch.nn.utils.clip_grads_with_norm_(parameters, self.clip, norm)
         else:
             for parameter in parameters:
                 parameter.grad = None  # Adam leaves alone what has none
         self.engine.step()
-        return good
 
 
 class LossWatch:

@@ -27,6 +27,8 @@ from hpcm_scale.training.noise import Noise
 from hpcm_scale.training.nvme_state import NvmeState
 from hpcm_scale.training.parameter_groups import FACTOR
 from hpcm_scale.training.profile import Profile
+from hpcm_scale.training.rate_draws import RateDraws
+from hpcm_scale.training.transfer import Batch, DeviceBatches, MicroBatch, to_host
 from hpcm_scale.training.validate import validate
 from hpcm_scale.training.watchdog import NoWatchdog, Watchdog
 from hpcm_scale.units import psnr
@@ -42,7 +44,7 @@ class Step(NamedTuple):
     """Result of one optimizer step."""
 
     figures: Tensor
-    """This rank's means over its part of the batch, float64."""
+    """This rank's means over its part of the batch, float64 on the device."""
     loss: float
     """Mean over the ranks."""
     stepped: bool
@@ -56,8 +58,8 @@ class Step(NamedTuple):
 class Interval:
     """Sums since the last row of metrics."""
 
-    def __init__(self, figures: int) -> None:
-        self._sums = torch.zeros(figures, dtype=torch.float64)
+    def __init__(self, figures: int, device: torch.device) -> None:
+        self._sums = torch.zeros(figures, dtype=torch.float64, device=device)
         self.steps = 0
         """Steps that were taken, skipped ones aside."""
         self.waited = 0.0
@@ -110,12 +112,17 @@ class Trainer:
         self.started = time.monotonic()
         self.run, self.engine, self.stream, self.steps = run, engine, stream, steps
         self.flops_per_crop = flops_per_crop
-        self.objective = RateDistortion(run.loss)
+        rates = engine.module.config.rates
+        self.objective = RateDistortion(run.loss, rates)
         self.figures = self.objective.figure_names(engine.module.scales)
         self.noise = Noise(
             engine.module.config, run.data.crop, run.seed, stream.rank, stream.world_size
         )
+        draws = RateDraws(rates, run.seed, run.batch, stream.rank, stream.world_size)
         self.dtype = torch.bfloat16 if uses_bf16(run) else torch.float32
+        self.batches = DeviceBatches(
+            stream, self.noise, draws, engine.device, engine.train_micro_batch_size_per_gpu(), steps
+        )
         self.guard = StepGuard(engine, run.optimizer.grad_clip_norm)
         self.watch = LossWatch(run.guard)
         self.average = ShardedEMA(engine) if run.optimizer.ema else None
@@ -123,13 +130,15 @@ class Trainer:
         offloads = engine.zero_offload_optimizer() is not None
         self.writer = CheckpointWriter(run.checkpoint.background and not offloads)
         engine.checkpoint_engine = self.writer
+        self.position: dict[str, int] = {}
+        """Where the stream goes on after the last step's batch."""
         self.lr = 0.0
         """Learning rate of the last step."""
         self.saving: int | None = None
         """The step whose checkpoint is being written."""
         # A fraction of what this machine does, with all ranks busy as they are in a step.
         rate = peak_rate(engine.device, self.dtype)
-        self.peak = float(self._sum(torch.tensor([rate], dtype=torch.float64))[0])
+        (self.peak,) = to_host(self._sum(torch.tensor([rate], dtype=torch.float64)))
 
     @property
     def rank(self) -> int:
@@ -144,27 +153,28 @@ class Trainer:
             RunError: if too many steps in a row are skipped, or a checkpoint cannot be written.
         """
         self.started = time.monotonic()
-        if self.run.init is not None and self.stream.step == 0:
+        begun = self.run.init is not None or self.run.initial_weights != "random"
+        if begun and self.stream.step == 0:
             watchdog.at("validation before step 1")
             self.validate(shown, 0, 0, watchdog.tick)
-        interval = Interval(len(self.figures))
+        interval = Interval(len(self.figures), self.engine.device)
         with Profile(self.run, self.rank) as profile:
             for batch, wait in self._batches():
-                number = batch["step"] + 1
+                number = batch.step + 1
                 watchdog.at(f"step {number}")
-                profile.at(batch["step"])
+                profile.at(batch.step)
                 done = self.step(batch)
                 interval.add(done, wait)
                 self._look_at_loss(done, number, shown)
                 last = number == self.steps
                 leaving = last or done.stop
                 if (number % self.run.log_every == 0 or leaving) and interval.steps:
-                    row = self._train_row(interval.mean, number, batch["epoch"])
+                    row = self._train_row(interval.mean, number, batch.epoch)
                     if shown:
                         shown.row("train", number, row | self._speed(interval))
                     interval.reset()
                 with interval.paused():
-                    self._save_and_validate(done, number, batch["epoch"], shown, watchdog)
+                    self._save_and_validate(done, number, batch.epoch, shown, watchdog)
                 if leaving:
                     break
             else:  # `_batches` never ends
@@ -212,44 +222,40 @@ class Trainer:
             watchdog.at(f"validation after step {number}")
             self.validate(shown, number, epoch, watchdog.tick)
 
-    def step(self, batch: dict[str, Any]) -> Step:
+    def step(self, batch: Batch) -> Step:
         """One optimizer step, left out on all ranks if any finds its loss or gradient unusable."""
         run, engine = self.run, self.engine
-        self.lr = learning_rate(run.optimizer, batch["step"], self.steps)
+        self.lr = learning_rate(run.optimizer, batch.step, self.steps)
         for group in engine.optimizer.param_groups:
             if group[FACTOR] is not None:
                 group["lr"] = group[FACTOR] * self.lr
         figures = []
-        micro = engine.train_micro_batch_size_per_gpu()
-        starts = range(0, len(batch["crop"]), micro)
-        for start in starts:
-            rows = range(start, min(start + micro, len(batch["crop"])))
-            x = batch["crop"][rows.start : rows.stop].to(engine.device, non_blocking=True)
-            x = (x.float() / 255).contiguous(memory_format=torch.channels_last)
-            noise = [part.to(engine.device) for part in self.noise(batch["step"], rows)]
-            output = engine(x.to(self.dtype), noise)
-            per_image = self.objective.per_image(output, x)
-            engine.backward(training_loss(per_image, output))
-            figures.append(per_image.detach())
-            if start != starts[-1]:
-                engine.step()  # counts the micro-batch; the optimizer waits for the last
-        mean = torch.cat(figures).double().mean(0).cpu()
-        good = bool(mean[0].isfinite())
+        *others, last = batch.micro_batches
+        for part in others:
+            figures.append(self._pass(part))
+            engine.step()  # counts the micro-batch; the optimizer waits for the last
+        figures.append(self._pass(last))
+        mean = torch.cat(figures).double().mean(0)
+        self.position = batch.position
+        self.batches.prefetch()
         failed = self.writer.error is not None
         if run.max_hours is not None and time.monotonic() - self.started > 3600 * run.max_hours:
             self.told_to_stop.set()
-        shared = self._sum(
-            torch.tensor(
-                [mean[0], not good, self.told_to_stop.is_set(), self.writer.busy and not failed],
-                dtype=torch.float64,
-            )
+        agreed = self.guard.step(
+            mean[0], (self.told_to_stop.is_set(), self.writer.busy and not failed)
         )
-        self.guard.bad_loss = bool(shared[1])
-        stepped = self.guard.step()
-        if stepped and self.average:
-            self.average.update(ema_decay(run.optimizer, batch["step"]))
-        loss = float(shared[0]) / self.stream.world_size
-        return Step(mean, loss, stepped, bool(shared[2]), bool(shared[3]))
+        if agreed.stepped and self.average:
+            self.average.update(ema_decay(run.optimizer, batch.step))
+        return Step(mean, agreed.loss / self.stream.world_size, agreed.stepped, *agreed.flags)
+
+    def _pass(self, part: MicroBatch) -> Tensor:
+        """Forward and backward of a micro-batch; the figures of each crop, (b, figures)."""
+        torch.compiler.cudagraph_mark_step_begin()  # results of the last pass may be overwritten
+        x = (part.crops.float() / 255).contiguous(memory_format=torch.channels_last)
+        output = self.engine(x.to(self.dtype), part.noise, False, part.places)
+        per_image = self.objective.per_image(output, x, part.places)
+        self.engine.backward(training_loss(per_image, output))
+        return per_image.detach()
 
     def validate(
         self, shown: monitor.Monitor | None, step: int, epoch: int, tick: Callable[[], None]
@@ -298,8 +304,9 @@ class Trainer:
             "step": step,
             "world_size": self.stream.world_size,
             "stage": self.engine.zero_optimization_stage(),
+            "bf16": self.dtype == torch.bfloat16,
             "on_disk": self.on_disk is not None,
-            "data": self.stream.state_dict(),
+            "data": self.stream.state_dict() | self.position,
             "watch": self.watch.state_dict(),
             "config": self.run.model_dump(mode="json"),
             "network": self.engine.module.config.model_dump(mode="json"),
@@ -358,18 +365,17 @@ class Trainer:
             config = self.run.checkpoint
             checkpoint.prune(self.run.folder, config.keep, config.keep_every)
 
-    def _batches(self) -> Iterator[tuple[dict[str, Any], float]]:
+    def _batches(self) -> Iterator[tuple[Batch, float]]:
         """Batches without end, each with the seconds spent waiting for it."""
-        stream = iter(self.stream)
         while True:
-            start = time.monotonic()
-            batch = next(stream)
-            yield batch, time.monotonic() - start
+            batch = self.batches.next()
+            waited, self.batches.waited = self.batches.waited, 0.0
+            yield batch, waited
 
     def _train_row(self, mean: Tensor, step: int, epoch: int) -> dict[str, float]:
         """Averages over all ranks of the averages `mean` of each, and the optimizer's state."""
-        mean = self._sum(mean) / self.stream.world_size
-        figures = dict(zip(self.figures, mean.tolist(), strict=True))
+        means = to_host(self._sum(mean.clone()) / self.stream.world_size)
+        figures = dict(zip(self.figures, means, strict=True))
         row = _with_parts(figures | {"psnr": psnr(figures["mse"])}) | self._position(step, epoch)
         row |= {"lr": self.lr}
         row |= {"skipped": self.watch.skipped, "spikes": self.watch.spikes}
@@ -389,10 +395,10 @@ class Trainer:
         }
 
     def _sum(self, values: Tensor) -> Tensor:
-        """Sums over all ranks of a float64 vector."""
+        """Sums over all ranks of a float64 vector, on the device."""
         values = values.to(self.engine.device)
         torch.distributed.all_reduce(values)
-        return values.cpu()
+        return values
 
     def _position(self, step: int, epoch: int) -> dict[str, float]:
         crops = step * self.run.batch

@@ -1,7 +1,6 @@
 """Quantisation noise that does not depend on how a batch is spread over ranks."""
 
 from dataclasses import dataclass
-from math import prod
 
 import numpy as np
 import torch
@@ -29,13 +28,13 @@ class Noise:
         Returns:
             y (n, M, crop/16, crop/16) and z (n, N, crop/64, crop/64).
         """
-        y_shape, z_shape = noise_shapes(self.model, len(rows), self.crop, self.crop)
-        sizes = [prod(shape[1:]) for shape in (y_shape, z_shape)]
-        drawn = np.empty((len(rows), sum(sizes)), np.float32)
+        pinned = torch.cuda.is_available()
+        y, z = (
+            torch.empty(shape, pin_memory=pinned)
+            for shape in noise_shapes(self.model, len(rows), self.crop, self.crop)
+        )
         for i, row in enumerate(rows):
-            place = row * self.world_size + self.rank
-            generator = np.random.default_rng((self.seed, step, place))
-            generator.random(dtype=np.float32, out=drawn[i])
-        drawn -= 0.5
-        y, z = torch.from_numpy(drawn).split(sizes, dim=1)
-        return y.reshape(y_shape), z.reshape(z_shape)
+            generator = np.random.default_rng((self.seed, step, row * self.world_size + self.rank))
+            for part in (y[i], z[i]):
+                generator.random(dtype=np.float32, out=part.view(-1).numpy())
+        return y.sub_(0.5), z.sub_(0.5)

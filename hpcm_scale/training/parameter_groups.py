@@ -1,6 +1,6 @@
 """Groups of parameters that the optimizer treats apart: by learning rate, frozen, auxiliary."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -9,6 +9,7 @@ from torch import nn
 from hpcm_scale.config import OptimizerConfig
 from hpcm_scale.errors import ConfigError
 from hpcm_scale.models.codec_network import CodecNetwork
+from hpcm_scale.training.parametrization import UNSCALED, Scaling
 
 FACTOR = "lr_factor"
 """Key of a group: what its learning rate is of the run's; None if it has one of its own."""
@@ -39,8 +40,14 @@ def check_parts(network: CodecNetwork, optimizer: OptimizerConfig) -> None:
         raise ConfigError("optimizer.freeze: leaves nothing to train")
 
 
-def parameter_groups(network: CodecNetwork, optimizer: OptimizerConfig) -> list[dict[str, Any]]:
+def parameter_groups(
+    network: CodecNetwork, optimizer: OptimizerConfig, scalings: Mapping[str, Scaling] | None = None
+) -> list[dict[str, Any]]:
     """Groups by learning rate, then those of the auxiliary loss, then frozen ones, where any.
+
+    Args:
+        scalings: of the parameters by name, where the parametrization has any. Decoupled weight
+            decay is a share of the learning rate: it is divided by the factor of that.
 
     Frozen parameters keep taking part in the passes and in the optimizer, with gradients of 0 and a
     rate of 0: their values do not change, nor do they count in the norm that is clipped. Parameters
@@ -48,7 +55,7 @@ def parameter_groups(network: CodecNetwork, optimizer: OptimizerConfig) -> list[
     issue 8148).
     """
     auxiliary = {id(parameter) for parameter in network.z_prior.auxiliary_parameters}
-    by_factor: dict[float, list[nn.Parameter]] = {1.0: []}
+    by_factors: dict[tuple[float, float], list[nn.Parameter]] = {(1.0, 1.0): []}
     of_auxiliary_loss, frozen = [], []
     for name, parameter in network.named_parameters():
         if part_of(name, optimizer.freeze):
@@ -59,10 +66,14 @@ def parameter_groups(network: CodecNetwork, optimizer: OptimizerConfig) -> list[
         else:
             part = part_of(name, optimizer.lr_factors)
             factor = 1.0 if part is None else optimizer.lr_factors[part]
-            by_factor.setdefault(factor, []).append(parameter)
-    groups: list[dict[str, Any]] = [
-        {"params": members, FACTOR: factor} for factor, members in by_factor.items() if members
-    ]
+            scale = (scalings or {}).get(name, UNSCALED).lr
+            by_factors.setdefault((factor, scale), []).append(parameter)
+    groups: list[dict[str, Any]] = []
+    for (factor, scale), members in by_factors.items():
+        if members:
+            groups.append({"params": members, FACTOR: factor * scale})
+            if scale != 1:
+                groups[-1]["weight_decay"] = optimizer.weight_decay / scale
     if of_auxiliary_loss:
         rate = optimizer.auxiliary_lr
         groups.append({"params": of_auxiliary_loss, "lr": rate, "weight_decay": 0.0, FACTOR: None})

@@ -10,16 +10,18 @@ from hpcm_scale.config import ModelConfig, RunConfig
 from hpcm_scale.data.stream import TrainStream, read_images
 from hpcm_scale.errors import ConfigError
 from hpcm_scale.models.complexity import count_flops, count_parameters
+from hpcm_scale.models.principal_start import check_suits
 from hpcm_scale.models.zoo import build
 from hpcm_scale.runs.metrics_log import MetricsLog
 from hpcm_scale.runs.network import network_of
 from hpcm_scale.runs.run_record import write_run_record
 from hpcm_scale.training.agreement import on_rank_0
 from hpcm_scale.training.build_tools import check_tools
-from hpcm_scale.training.engine import build_engine, deepspeed_config
+from hpcm_scale.training.engine import build_engine, deepspeed_config, uses_bf16
 from hpcm_scale.training.loop import Trainer
 from hpcm_scale.training.monitor import Monitor
 from hpcm_scale.training.parameter_groups import check_parts
+from hpcm_scale.training.parametrization import scalings
 from hpcm_scale.training.resume import RunLock, resolve_resume, to_universal
 from hpcm_scale.training.trackers import check_trackers
 from hpcm_scale.training.zero_layout import ZeroLayout
@@ -64,13 +66,13 @@ def prepare(
     stream = TrainStream(
         run.data, seed=run.seed, global_batch=run.batch, rank=rank, world_size=world
     )
-    layout = ZeroLayout.read(deepspeed_config(run, world))
+    layout, bf16 = ZeroLayout.read(deepspeed_config(run, world)), uses_bf16(run)
     check_tools(run.deepspeed, layout)
     on_rank_0(rank, lambda: open_validation(run))
     on_rank_0(rank, lambda: check_trackers(run))
     lock = RunLock(run.folder)
     on_rank_0(rank, lock.acquire)
-    start = on_rank_0(rank, lambda: resolve_resume(run, model, resume, world, layout))
+    start = on_rank_0(rank, lambda: resolve_resume(run, model, resume, world, layout, bf16))
     found = start.checkpoint
     if found is not None and start.universal:
         on_rank_0(rank, lambda: to_universal(found))
@@ -92,6 +94,7 @@ def prepare(
         count_parameters(engine.module),
         {"forward": flops.forward, "train": flops.train},
         world,
+        "bf16" if bf16 else "fp32",
         found.folder if found else None,
     )
     seconds = MetricsLog(run.folder).rewind(stream.step)
@@ -102,11 +105,15 @@ def check_network(run: RunConfig, model: ModelConfig) -> None:
     """
     Raises:
         ConfigError: unless the run's crops suit the strides and windows of the network, and it has
-            the parts that the optimizer treats apart.
+            the parts that the optimizer treats apart and those of the base of its parametrization;
+            if `initial_weights` do not suit the network.
     """
     with torch.device("meta"):
         network = build(model)
+    if run.initial_weights == "principal_components":
+        check_suits(network)
     check_parts(network, run.optimizer)
+    scalings(run, model)
     multiple = network.image_multiple
     if run.data.crop % multiple:
         raise ConfigError(

@@ -37,7 +37,7 @@ class ResumePoint:
     checkpoint: Checkpoint | None = None
     """What it continues; None starts the run."""
     universal: bool = False
-    """Whether that must go through DeepSpeed's universal form: other ranks or another stage."""
+    """Whether that must go through DeepSpeed's universal form: other ranks, stage or precision."""
 
 
 class RunLock:
@@ -69,7 +69,12 @@ class RunLock:
 
 
 def resolve_resume(
-    run: RunConfig, model: ModelConfig, resume: str, world_size: int, spread: ZeroLayout
+    run: RunConfig,
+    model: ModelConfig,
+    resume: str,
+    world_size: int,
+    spread: ZeroLayout,
+    bf16: bool,
 ) -> ResumePoint:
     """Where a session with `--resume` begins; reads every byte of the checkpoint it settles on.
 
@@ -77,6 +82,7 @@ def resolve_resume(
         model: the network of the run.
         resume: "never"; "auto": the newest good checkpoint of the run, its start if there is
             none; or the folder of a checkpoint of another run, which this one branches off.
+        bf16: whether the session computes in bfloat16.
 
     Raises:
         RunError: if the folder holds a run that is not to be continued.
@@ -120,11 +126,13 @@ def resolve_resume(
             "it and start a run with `init`"
         )
     # Stage 0 spreads nothing: any number of ranks can read it.
-    universal = stage > 0 and (ranks, its_stage) != (world_size, stage)
+    its_bf16 = found.whole.get("bf16", bf16)
+    universal = stage > 0 and (ranks, its_stage, its_bf16) != (world_size, stage, bf16)
     if universal and on_disk:
         raise CheckpointError(
             f"{found.folder}: its optimizer state was on the disks of {ranks} ranks, and as many "
-            f"must continue it, not {world_size}; or export it and start a run with `init`"
+            f"must continue it, not {world_size}, in the same precision; or export it and start a "
+            "run with `init`"
         )
     return ResumePoint(found, universal)
 
@@ -139,6 +147,7 @@ def to_universal(found: Checkpoint) -> Path:
     shutil.rmtree(target, ignore_errors=True)  # of a conversion that was cut short
     command = [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal"]
     command += ["--input_folder", str(found.folder), "--output_folder", str(target)]
+    command += ["--inject_missing_state"]  # which stages 1 and 2 do not save
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]

@@ -21,7 +21,7 @@ WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "ema")
 """Keys that trainers put a network's parameters under; earlier ones win where several hold equally
 many of the parameters wanted."""
 PREFIXES = ("module.", "_orig_mod.", "model.", "net.")
-"""What DataParallel, torch.compile and trainers put before every name, alone or one inside
+"""Prefixes that DataParallel, torch.compile and trainers give every name, alone or one inside
 another."""
 DEPTH = 4
 """Dictionaries inside each other that are looked into."""
@@ -33,7 +33,7 @@ class Parameters(NamedTuple):
     """The parameters of a network, found in a checkpoint."""
 
     tensors: dict[str, Tensor]
-    """By name, prefixes removed; the checkpoint's other tensors among them."""
+    """Tensors by name, prefixes removed; the checkpoint's other tensors among them."""
     where: str
     """The keys they lie under, such as "ema.model"; "" at the top."""
 

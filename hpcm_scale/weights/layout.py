@@ -15,7 +15,7 @@ class PublishedLayout:
     variants: tuple[str, ...]
     """Names in configs/models that were published."""
     ignored: re.Pattern[str]
-    """What checkpoints hold beside parameters: constants, tables that export makes anew."""
+    """Names of other tensors in checkpoints: constants, tables that export computes again."""
     overrides: Mapping[str, Any] = field(default_factory=dict)
     """Fields of the configuration that imported weights need, and models trained here do not."""
     because: str = ""
@@ -23,7 +23,7 @@ class PublishedLayout:
     ones: re.Pattern[str] | None = None
     """Parameters that older checkpoints lack, all of them or none, because they stayed 1."""
     ones_mean: str = ""
-    """What it means where they are lacking."""
+    """Meaning of their absence, for the note."""
     unused: re.Pattern[str] | None = None
     """Parameters of checkpoints that no result depends on: left out with a remark."""
     synonyms: tuple[tuple[re.Pattern[str], str], ...] = ()

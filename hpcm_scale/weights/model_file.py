@@ -1,37 +1,38 @@
 """The exported model: one safetensors file, or several and an index, that is the whole codec.
 
-Tensors: the network's parameters under their own names, in float32 or, rounded to half of its
-size, float16, and the frozen integer coding tables under `coding.`. Metadata: `model_info.py`.
-Large models may be cut into
+Tensors: the network's parameters under their own names, in float32 or, rounded, float16 or bytes
+(`byte_weights.py`), and the frozen integer coding tables under `coding.`. Metadata:
+`model_info.py`. Large models may be cut into
 `NAME-00001-of-00003.safetensors` and so on with `NAME.safetensors.index.json` in Hugging Face's
 layout; the metadata are then in the index and in the first shard.
 """
 
 import json
-import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from hpcm_scale.config import ModelConfig
-from hpcm_scale.entropy.exact.parameters import check_exact
+from hpcm_scale.entropy.exact.arithmetic import ORIGINAL, Arithmetic
+from hpcm_scale.entropy.exact.parameters import byte_weights, calibrated, check_exact
 from hpcm_scale.entropy.tables import Tables
-from hpcm_scale.errors import CheckpointError, one_line
+from hpcm_scale.errors import CheckpointError
 from hpcm_scale.models.codec_network import CodecNetwork
-from hpcm_scale.weights.model_info import FORMAT, LONGEST_REASON, ModelInfo, info_of
+from hpcm_scale.weights.byte_weights import UNIT_SUFFIX, whole_weights
+from hpcm_scale.weights.identity import hash_of, identity_of
+from hpcm_scale.weights.model_info import FORMAT, ModelInfo, info_of
 from hpcm_scale.weights.parameters import (
     Extent,
+    InBytes,
     Rounded,
     build_on_meta,
     check_names,
-    hash_of,
-    identity_of,
     parameter_shapes,
     values_of,
 )
@@ -42,13 +43,14 @@ from hpcm_scale.weights.safetensors_writer import (
     rewrite_metadata,
     split,
 )
-
-TABLES_PREFIX = "coding."
-SUFFIX = ".safetensors"
-INDEX_SUFFIX = ".safetensors.index.json"
-BUNDLED = Path(__file__).parent.parent / "codec" / "bundled"
-"""Folder of the models that come with the package."""
-_SHARD = re.compile(r".*-\d{5}-of-\d{5}")
+from hpcm_scale.weights.stored_model import (
+    INDEX_SUFFIX,
+    SUFFIX,
+    TABLES_PREFIX,
+    read_stored,
+    stored_tensors,
+    tables_of,
+)
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,9 @@ def save_model(
     record: Mapping[str, Any] | None = None,
     shard_size: int | None = None,
     half: bool = False,
+    in_bytes: bool = False,
     check: Callable[[Path], None] | None = None,
+    arithmetic: Arithmetic | None = None,
 ) -> ModelInfo:
     """Write a network's parameters as a model file, freezing its coding tables.
 
@@ -84,28 +88,47 @@ def save_model(
         shard_size: bytes of tensors a file may hold; a model of more is written as shards with an
             index beside them.
         half: round the parameters to float16, which loading turns back into float32.
+        in_bytes: round to float16, and the weights that the exact path takes as bytes to those; the
+            network is in memory for it.
         check: called with the finished model before it replaces what is at `path`, which stays as
             it is if `check` raises.
+        arithmetic: of the exact entropy path; None for what suits the parameters.
 
     Returns:
         what the model says of itself; its path is that of the index if there are shards.
 
     Raises:
         CheckpointError: if parameters are missing, unknown, misshapen or not finite, or so large
-            that exact arithmetic could overflow.
+            that exact arithmetic could overflow; or if no weights are bytes and `in_bytes`.
     """
     path = Path(path)
     if path.suffix != SUFFIX:
         raise CheckpointError(f"{path}: does not end in {SUFFIX}, which model files do")
     shapes = parameter_shapes(model_config, str(path))
     check_names(state_dict, shapes, model_config, str(path))
-    if half:
-        state_dict = Rounded(state_dict)
-    tables = _tables_for(state_dict, model_config, shapes, str(path))
+    rounded = Rounded(state_dict) if half or in_bytes else state_dict
+    in_int8: set[str] = set()
+    if in_bytes:
+        tensors = {n: torch.from_numpy(values_of(rounded, n, shapes, str(path))) for n in shapes}
+        arithmetic = _checked_arithmetic(model_config, tensors, str(path), arithmetic)
+        if model_config.architecture == "hpcm":
+            in_int8 = byte_weights(shapes, arithmetic)
+        if not in_int8:
+            raise CheckpointError(
+                f"{path}: {model_config.name} has no weights that coding takes as bytes; HPCM "
+                "networks have; round it to float16 instead"
+            )
+    parameters = InBytes(rounded, in_int8)
+    tables = _tables_for(parameters, model_config, shapes, str(path))
     arrays = {TABLES_PREFIX + name: array for name, array in tables.arrays().items()}
     specs = {name: TensorSpec(array.shape, array.dtype.name) for name, array in arrays.items()}
-    dtype = "float16" if half else "float32"
-    specs |= {name: TensorSpec(shape, dtype) for name, shape in shapes.items()}
+    dtype = "float16" if half or in_bytes else "float32"
+    for name, shape in shapes.items():
+        specs[name] = TensorSpec(shape, "int8" if name in in_int8 else dtype)
+        if name in in_int8:
+            specs[name + UNIT_SUFFIX] = TensorSpec(shape[:1], "float32")
+    # The widest types first: all lie at multiples of their size, as mapped tensors must.
+    specs = dict(sorted(specs.items(), key=lambda spec: -np.dtype(spec[1].dtype).itemsize))
     metadata = {
         "format": FORMAT,
         "config": model_config.model_dump_json(),
@@ -113,6 +136,8 @@ def save_model(
         "record": json.dumps(dict(record or {})),
         "tables_hash": tables.digest(),
         "identity": "0" * 64,  # known once every parameter has been written
+        # So is which layers are wide: no more than there are parameters.
+        "arithmetic": json.dumps(Arithmetic(2, frozenset(shapes)).to_json()),
     }
     shards = split(specs, shard_size)
     names = [path.name]
@@ -125,12 +150,27 @@ def save_model(
                 for tensor in held:
                     if tensor in arrays:
                         writer.write(tensor, arrays[tensor])
+                        continue
+                    if tensor.endswith(UNIT_SUFFIX):
+                        writer.write(tensor, parameters.units(tensor.removesuffix(UNIT_SUFFIX)))
+                        continue
+                    values = values_of(parameters, tensor, shapes, str(path))
+                    hashes[tensor] = hash_of(values)
+                    if tensor in in_int8:
+                        writer.write(tensor, parameters.integers(tensor))
                     else:
-                        values = values_of(state_dict, tensor, shapes, str(path))
-                        hashes[tensor] = hash_of(values)
                         writer.write(tensor, values.astype(dtype, copy=False))
-        _check_exact(model_config, [folder / name for name in names], str(path))
-        metadata["identity"] = identity_of(metadata["config"], shapes, hashes, tables)
+        written: dict[str, Tensor] = {}
+        for name in names:
+            written |= stored_tensors(folder / name, "pt")
+        stored = _parameters(whole_weights(written, path))
+        arithmetic = _checked_arithmetic(model_config, stored, str(path), arithmetic)
+        del metadata["arithmetic"]
+        if arithmetic != ORIGINAL:
+            metadata["arithmetic"] = json.dumps(arithmetic.to_json())
+        metadata["identity"] = identity_of(
+            metadata["config"], shapes, hashes, tables, metadata.get("arithmetic")
+        )
         rewrite_metadata(folder / names[0], shards[0], metadata)
         if len(shards) > 1:
             path = path.with_name(path.stem + INDEX_SUFFIX)
@@ -149,21 +189,6 @@ def save_model(
     return info_of(path, metadata)
 
 
-def read_info(path: Path | str) -> ModelInfo:
-    """Self-description of a model file, or of one in shards by its index.
-
-    Its tensors are not read.
-
-    Raises:
-        CheckpointError: if it is missing, damaged or not a model file.
-    """
-    path = Path(path)
-    if _is_index(path):
-        return info_of(path, _read_index(path)[0])
-    with _opened(path) as stored:
-        return info_of(path, stored.metadata() or {})
-
-
 def load_model(path: Path | str, device: torch.device | str = "cpu") -> LoadedModel:
     """Load a model file, or one in shards by its index.
 
@@ -175,24 +200,11 @@ def load_model(path: Path | str, device: torch.device | str = "cpu") -> LoadedMo
             identity was computed from.
     """
     path = Path(path)
-    if _is_index(path):
-        metadata, shards = _read_index(path)
-        info = info_of(path, metadata)
-        stored_tensors: dict[str, Tensor] = {}
-        for shard, names in shards.items():
-            stored_tensors |= _stored_tensors(shard, names)
-    else:
-        with _opened(path) as stored:
-            metadata = stored.metadata() or {}
-        info = info_of(path, metadata)
-        stored_tensors = _stored_tensors(path)
-    tensors = _parameters(stored_tensors)
-    tables = _tables(stored_tensors, path)
-    if len(tables.z.ranges) != info.config.hyper_channels:
-        raise CheckpointError(
-            f"{path}: has coding tables for {len(tables.z.ranges)} hyper channels, its network has "
-            f"{info.config.hyper_channels}; export the model again"
-        )
+    stored = read_stored(path, "pt")
+    info = stored.info
+    tensors = _parameters(stored.tensors)
+    tables = tables_of(_tables(stored.tensors, path), path)
+    stored.check_tables(tables)
     shapes = parameter_shapes(info.config, str(path), Extent.of(tensors))
     check_names(tensors, shapes, info.config, str(path))
     for name in shapes:
@@ -204,13 +216,7 @@ def load_model(path: Path | str, device: torch.device | str = "cpu") -> LoadedMo
 
     with ThreadPoolExecutor() as pool:  # hashlib releases the interpreter's lock
         hashes = dict(zip(shapes, pool.map(hashed, shapes), strict=True))
-    # The text as stored: a field added to ModelConfig later must not change the identity.
-    identity = identity_of(metadata["config"], shapes, hashes, tables)
-    if identity != info.identity:
-        raise CheckpointError(
-            f"{path}: is damaged: its contents have identity {identity[:8]}, "
-            f"it says {info.identity[:8]}; copy or export it again"
-        )
+    stored.check_identity(shapes, hashes, tables)
     network = build_on_meta(info.config, str(path))
     # Assigned, not copied: on the CPU the parameters stay pages of the file. Putting them in
     # channels_last order would copy them all, and gives the same results no faster.
@@ -242,17 +248,26 @@ def _tables_for(
         raise CheckpointError(f"{source}: {error}") from None
 
 
-def _check_exact(config: ModelConfig, files: list[Path], source: str) -> None:
-    """Refuse parameters, as written to `files`, with which exact arithmetic could overflow."""
-    tensors: dict[str, Tensor] = {}
-    for file in files:
-        tensors |= _stored_tensors(file)
+def _checked_arithmetic(
+    config: ModelConfig,
+    parameters: Mapping[str, Tensor],
+    source: str,
+    arithmetic: Arithmetic | None,
+) -> Arithmetic:
+    """The arithmetic for parameters as a file holds them, if none is given.
+
+    Raises:
+        CheckpointError: if it could overflow.
+    """
     network = build_on_meta(config, source)
-    network.load_state_dict(_parameters(tensors), assign=True)
+    network.load_state_dict(parameters, assign=True)
     try:
-        check_exact(network)
+        if arithmetic is None:
+            return calibrated(network)
+        check_exact(network, arithmetic)
     except CheckpointError as error:
         raise CheckpointError(f"{source}: {error}") from None
+    return arithmetic
 
 
 def _parameters(stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -264,102 +279,15 @@ def _parameters(stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
     }
 
 
-def _tables(stored: Mapping[str, Tensor], path: Path) -> Tables:
-    """The coding tables among a file's tensors."""
+def _tables(stored: Mapping[str, Tensor], path: Path) -> dict[str, np.ndarray]:
+    """The arrays of coding tables among a file's tensors."""
     arrays = {}
     for name, tensor in stored.items():
         if name.startswith(TABLES_PREFIX):
-            if tensor.dtype not in (torch.float32, torch.int32):
+            if tensor.dtype == torch.bfloat16:  # NumPy has no such type
                 raise CheckpointError(
                     f"{path}: {name} is in {tensor.dtype}, not float32 or int32; "
                     "export the model again"
                 )
-            arrays[name.removeprefix(TABLES_PREFIX)] = tensor.numpy()
-    try:
-        return Tables.from_arrays(arrays)
-    except CheckpointError as error:
-        raise CheckpointError(f"{path}: {error}") from None
-
-
-def bundled_model(name: str) -> Path:
-    """The file of a model that comes with the package, such as "w0.125-0.013".
-
-    Raises:
-        CheckpointError: naming those there are.
-    """
-    models = models_in(BUNDLED)
-    if name not in models:
-        raise CheckpointError(f"model: {name!r} is not one of {', '.join(sorted(models))}")
-    return models[name]
-
-
-def files_of(path: Path | str) -> list[Path]:
-    """The files that a model consists of: itself, or its index and the shards beside it.
-
-    Raises:
-        CheckpointError: if the index is missing or damaged.
-    """
-    path = Path(path)
-    return [path, *_read_index(path)[1]] if _is_index(path) else [path]
-
-
-def models_in(folder: Path | str) -> dict[str, Path]:
-    """The models of a folder, name -> model file or index, without the shards of the latter."""
-    found = [*Path(folder).glob("*" + INDEX_SUFFIX), *Path(folder).glob("*" + SUFFIX)]
-    return {
-        model_name(path.name): path
-        for path in sorted(found, key=lambda path: path.name)
-        if not _SHARD.fullmatch(path.stem)
-    }
-
-
-def model_name(file_name: str) -> str:
-    """A model file's name without what all of them end in."""
-    return file_name.removesuffix(".index.json").removesuffix(SUFFIX)
-
-
-def _is_index(path: Path) -> bool:
-    return path.name.endswith(INDEX_SUFFIX)
-
-
-def _read_index(path: Path) -> tuple[dict[str, Any], dict[Path, list[str]]]:
-    """An index's metadata, and the tensors to take from each shard."""
-    try:
-        index = json.loads(path.read_bytes())
-        metadata, weight_map = dict(index["metadata"]), dict(index["weight_map"])
-        shards: dict[Path, list[str]] = {}
-        for tensor, name in weight_map.items():
-            # A path would lead to files that are none of the model's.
-            if Path(name).name != name or not name.endswith(SUFFIX):
-                raise ValueError(f"weight_map: {name!r} is not the name of a file beside it")
-            shards.setdefault(path.with_name(name), []).append(tensor)
-    except FileNotFoundError:
-        raise CheckpointError(f"{path}: no such model file") from None
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        reason = f"{type(error).__name__}: {one_line(error)[:LONGEST_REASON]}"
-        raise CheckpointError(f"{path}: is not the index of a model ({reason})") from None
-    return metadata, shards
-
-
-def _stored_tensors(path: Path, names: Iterable[str] | None = None) -> dict[str, Tensor]:
-    """The tensors of a safetensors file by those names, or all, mapped from it."""
-    with _opened(path) as stored:
-        present = list(stored.keys())
-        absent = sorted(set(names or ()) - set(present))
-        if absent:
-            raise CheckpointError(f"{path}: lacks {absent[0][:80]}, which its index says it holds")
-        try:
-            return {name: stored.get_tensor(name) for name in names or present}
-        except (SafetensorError, RuntimeError, TypeError, ValueError) as error:
-            raise CheckpointError(
-                f"{path}: holds tensors that cannot be read ({one_line(error)})"
-            ) from None
-
-
-def _opened(path: Path) -> safe_open:
-    if not path.is_file():
-        raise CheckpointError(f"{path}: no such model file")
-    try:
-        return safe_open(path, framework="pt")
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path}: is not a safetensors file ({error})") from None
+            arrays[name] = tensor.numpy()
+    return arrays

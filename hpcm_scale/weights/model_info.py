@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from hpcm_scale.config import ModelConfig, parse_model
+from hpcm_scale.entropy.exact.arithmetic import ORIGINAL, Arithmetic
 from hpcm_scale.errors import CheckpointError, ConfigError, one_line, printable
 
 FORMAT = "hpcm_scale model 1"
@@ -35,6 +36,8 @@ class ModelInfo:
     """SHA-256 of the coding tables."""
     record: dict[str, Any]
     """The training record."""
+    arithmetic: Arithmetic = ORIGINAL
+    """Arithmetic of the exact entropy path."""
 
     @property
     def label(self) -> str:
@@ -60,6 +63,7 @@ def info_of(path: Path, metadata: Mapping[str, Any]) -> ModelInfo:
             identity=_digest(metadata, "identity"),
             tables_hash=_digest(metadata, "tables_hash"),
             record=_record(json.loads(metadata["record"])),
+            arithmetic=Arithmetic.from_json(json.loads(metadata.get("arithmetic", "null"))),
         )
     except (KeyError, TypeError, AttributeError, ValueError, RecursionError, ConfigError) as error:
         reason = f"lacks {error}" if isinstance(error, KeyError) else one_line(error)

@@ -4,8 +4,7 @@ A file's configuration is not believed before its tensors bear it out: a network
 no device, and only as far as it needs no more parameters than the file has.
 """
 
-import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from contextlib import contextmanager
 from typing import NamedTuple, Self
 
@@ -18,10 +17,10 @@ from torch.nn.modules.module import (
 )
 
 from hpcm_scale.config import ModelConfig
-from hpcm_scale.entropy.tables import Tables
 from hpcm_scale.errors import CheckpointError, ConfigError, one_line
 from hpcm_scale.models.codec_network import CodecNetwork
 from hpcm_scale.models.zoo import build
+from hpcm_scale.weights.byte_weights import as_bytes, from_bytes
 
 _REGISTERED = 4
 """Times that a parameter may be registered while a network is built: some are made in one module
@@ -127,6 +126,40 @@ class Rounded(Mapping[str, Tensor]):
         return len(self._parameters)
 
 
+class InBytes(Mapping[str, Tensor]):
+    """Parameters, of which some weights are as `byte_weights` holds them.
+
+    Args:
+        parameters: all of them.
+        names: of those weights.
+    """
+
+    def __init__(self, parameters: Mapping[str, Tensor], names: Set[str]) -> None:
+        self._parameters, self._names = parameters, names
+
+    def integers(self, name: str) -> np.ndarray:
+        """One of those weights as stored, in int8."""
+        return self._stored(name)[0]
+
+    def units(self, name: str) -> np.ndarray:
+        """The units of its output channels."""
+        return self._stored(name)[1]
+
+    def _stored(self, name: str) -> tuple[np.ndarray, np.ndarray]:
+        return as_bytes(self._parameters[name].detach().float().cpu().numpy())
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name in self._names:
+            return torch.from_numpy(from_bytes(*self._stored(name)))
+        return self._parameters[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._parameters)
+
+    def __len__(self) -> int:
+        return len(self._parameters)
+
+
 def check_names(
     tensors: Mapping[str, Tensor], shapes: Mapping[str, object], config: ModelConfig, source: str
 ) -> None:
@@ -159,23 +192,3 @@ def values_of(
             "export an earlier checkpoint"
         )
     return tensor.numpy()
-
-
-def identity_of(
-    config: str,
-    shapes: Mapping[str, tuple[int, ...]],
-    hashes: Mapping[str, str],
-    tables: Tables,
-) -> str:
-    """SHA-256 over the configuration, the hash of every parameter by name, and the tables' hash."""
-    sha = hashlib.sha256(config.encode())
-    for name in sorted(shapes):
-        sha.update(f"{name} {shapes[name]} {hashes[name]}\n".encode())
-    sha.update(tables.digest().encode())
-    return sha.hexdigest()
-
-
-def hash_of(array: np.ndarray) -> str:
-    """SHA-256 of an array's little-endian values, in hexadecimal."""
-    little_endian = np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
-    return hashlib.sha256(little_endian.data).hexdigest()

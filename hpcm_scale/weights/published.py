@@ -36,7 +36,7 @@ LAYOUTS: dict[str, PublishedLayout] = {
     ),
     **PEERS,
 }
-"""Of each architecture that has published checkpoints."""
+"""Layouts by architecture, of those that have published checkpoints."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Imported:
 
     info: ModelInfo
     notes: list[str]
-    """What its user should know: what was chosen, filled in and left out."""
+    """Notes for its user: what was chosen, filled in and left out."""
 
 
 def to_ours(published: Mapping[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:

@@ -17,7 +17,7 @@ from typing import Self
 
 import numpy as np
 
-_CODES = {"float32": "F32", "float16": "F16", "int32": "I32"}
+_CODES = {"float32": "F32", "float16": "F16", "int32": "I32", "int8": "I8"}
 """safetensors' names of the types that model files hold."""
 
 
@@ -27,7 +27,7 @@ class TensorSpec:
 
     shape: tuple[int, ...]
     dtype: str
-    """float32, float16 or int32."""
+    """float32, float16, int32 or int8."""
 
     @property
     def nbytes(self) -> int:
@@ -71,17 +71,17 @@ class TensorWriter:
 def rewrite_metadata(
     path: Path, specs: Mapping[str, TensorSpec], metadata: Mapping[str, str]
 ) -> None:
-    """Replace the text fields of a file of `specs` by others that take the same room."""
-    header = _header(specs, metadata)
+    """Replace the text fields of a file of `specs` by others that take no more room."""
     with open(path, "r+b") as file:
-        room = 8 + int.from_bytes(file.read(8), "little")
-        if len(header) != room:
-            raise ValueError(f"{path}: {len(header)} bytes of header for a room of {room}")
+        room = int.from_bytes(file.read(8), "little")
+        header = _header(specs, metadata, room)
+        if len(header) != 8 + room:
+            raise ValueError(f"{path}: {len(header)} bytes of header for a room of {8 + room}")
         file.seek(0)
         file.write(header)
 
 
-def _header(specs: Mapping[str, TensorSpec], metadata: Mapping[str, str]) -> bytes:
+def _header(specs: Mapping[str, TensorSpec], metadata: Mapping[str, str], room: int = 0) -> bytes:
     fields: dict[str, object] = {"__metadata__": dict(metadata)}
     start = 0
     for name, spec in specs.items():
@@ -93,6 +93,7 @@ def _header(specs: Mapping[str, TensorSpec], metadata: Mapping[str, str]) -> byt
         }
         start = end
     text = json.dumps(fields, separators=(",", ":")).encode()
+    text = text.ljust(room)
     text += b" " * (-len(text) % 8)  # the tensors begin aligned, as readers map them
     return len(text).to_bytes(8, "little") + text
 

@@ -1,8 +1,10 @@
 """A small HPCM whose symbols vary, and pictures to code with it."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,15 +12,63 @@ import torch
 from PIL import Image
 
 from hpcm_scale import cli
+from hpcm_scale.codec import bounded_engine
 from hpcm_scale.codec.codec import Codec
+from hpcm_scale.entropy.coder import SymbolDigest
 from hpcm_scale.models.zoo import build, model_config
 from hpcm_scale.weights.model_file import ModelInfo, save_model
 
 Run = Callable[..., tuple[int, str, str]]
 
 
-def save_tiny(path: Path, seed: int = 0, lmbda: float = 0.013, **overrides: object) -> ModelInfo:
-    """Write a model file of Base's structure with 16 latent channels, randomly initialised."""
+def program(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Run:
+    """A function that runs hpcm-scale in this process: exit code, standard output and error."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["hpcm-scale", *map(str, arguments)])
+        capfd.readouterr()
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as stop:
+            code = stop.code or 0
+        return (code, *capfd.readouterr())
+
+    return run
+
+
+def watch_symbols(monkeypatch: pytest.MonkeyPatch) -> list[np.ndarray]:
+    """Everything that passes a digest from now on: the symbols as coded, or as decoded."""
+    seen: list[np.ndarray] = []
+    update = SymbolDigest.update
+    monkeypatch.setattr(
+        SymbolDigest,
+        "update",
+        lambda self, symbols: (seen.append(symbols.copy()), update(self, symbols))[1],
+    )
+    return seen
+
+
+def synthesise_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave g_s so little memory that it runs on pieces."""
+    synthesise = bounded_engine.synthesise
+    monkeypatch.setattr(
+        bounded_engine, "synthesise", lambda *a: synthesise(*a[:5], 1 << 16, *a[6:])
+    )
+
+
+def save_tiny(
+    path: Path,
+    seed: int = 0,
+    lmbda: float | None = 0.013,
+    options: Mapping[str, Any] = MappingProxyType({}),
+    **overrides: object,
+) -> ModelInfo:
+    """Write a model file of Base's structure with 16 latent channels, randomly initialised.
+
+    Args:
+        options: of `save_model`.
+    """
     fields = {
         "name": "tiny",
         "latent_channels": 16,
@@ -40,10 +90,11 @@ def save_tiny(path: Path, seed: int = 0, lmbda: float = 0.013, **overrides: obje
             [torch.linspace(0.1, 8, m), torch.linspace(-2, 2, m)]
         )
         for step in network.steps:
-            step.scale *= torch.linspace(0.5, 2, 3 * m).view(1, -1, 1, 1)
+            step.scale *= torch.linspace(0.5, 2, step.scale.numel()).view(1, -1, 1, 1)
         network.z_prior.scale *= torch.linspace(0.3, 4, config.hyper_channels).view(1, -1, 1, 1)
         network.z_prior.mean += 0.3
-    return save_model(path, network.state_dict(), config, lmbda=lmbda, record={"steps": 0})
+    state = network.state_dict()
+    return save_model(path, state, config, lmbda=lmbda, record={"steps": 0}, **options)
 
 
 def photo(height: int, width: int, seed: int = 0) -> np.ndarray:
@@ -101,18 +152,7 @@ def make_model() -> Callable[..., ModelInfo]:
 def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], models: Path) -> Run:
     """Run hpcm-scale in this process: exit code, standard output, standard error."""
     monkeypatch.setenv("HPCM_MODELS", str(models))
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["hpcm-scale", *map(str, arguments)])
-        capfd.readouterr()
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as stop:
-            code = stop.code or 0
-        return (code, *capfd.readouterr())
-
-    return run
+    return program(monkeypatch, capfd)
 
 
 @pytest.fixture

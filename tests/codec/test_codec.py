@@ -12,38 +12,28 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from hpcm_scale.codec import codec as codec_module
-from hpcm_scale.codec import container, tile_coding
+from hpcm_scale.codec import container
 from hpcm_scale.codec.codec import Codec
 from hpcm_scale.codec.coding_result import unheard
+from hpcm_scale.codec.engines import torch_engine
+from hpcm_scale.codec.engines.torch_engine import TorchTransforms, reach_of
 from hpcm_scale.codec.images import picture_of
 from hpcm_scale.codec.tiled_transforms import analyse, synthesise
-from hpcm_scale.codec.tiles import coding_tiles, reach_of
+from hpcm_scale.codec.tiles import coding_tiles
 from hpcm_scale.entropy.parameters import FloatParameters, StepCoding
 from hpcm_scale.errors import BitstreamError, CheckpointError, DataError
+from hpcm_scale.weights.identity import hash_of, identity_of
 from hpcm_scale.weights.model_file import load_model
-from hpcm_scale.weights.parameters import hash_of, identity_of
+from tests.codec.conftest import watch_symbols
 
 Photo = Callable[..., np.ndarray]
-
-
-def _walked(codec: Codec, monkeypatch: pytest.MonkeyPatch) -> list[np.ndarray]:
-    """Everything that passes the digest from now on: the symbols as coded, or as decoded."""
-    seen = []
-    update = codec_module.SymbolDigest.update
-    monkeypatch.setattr(
-        codec_module.SymbolDigest,
-        "update",
-        lambda self, symbols: (seen.append(symbols.copy()), update(self, symbols))[1],
-    )
-    return seen
 
 
 @pytest.mark.parametrize("size", [(256, 256), (1, 1), (1, 300), (257, 255), (16, 17), (300, 64)])
 def test_decoded_symbols_equal_the_encoded(
     codec: Codec, make_photo: Photo, monkeypatch: pytest.MonkeyPatch, size: tuple[int, int]
 ) -> None:
-    seen = _walked(codec, monkeypatch)
+    seen = watch_symbols(monkeypatch)
     data = codec.encode(make_photo(*size))
     encoded = seen[:]
     seen.clear()
@@ -56,7 +46,7 @@ def test_decoded_symbols_equal_the_encoded(
 def test_only_latents_that_touch_the_picture_are_coded(
     codec: Codec, make_photo: Photo, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen = _walked(codec, monkeypatch)
+    seen = watch_symbols(monkeypatch)
     codec.encode(make_photo(100, 70))  # 7 x 5 latents, 2 x 2 hyper-latents
     config = codec.info.config
     assert seen[0].size == 4 * config.hyper_channels
@@ -81,7 +71,7 @@ def test_the_codec_gives_what_the_network_s_forward_does(
 
 def test_real_size_is_near_the_information_content(codec: Codec, make_photo: Photo) -> None:
     encoded = codec.compress(picture_of(make_photo(256, 512)), estimate=True)
-    assert len(encoded.data) - encoded.payload_bytes <= 24
+    assert len(encoded.data) - encoded.payload_bytes <= 29
     # Untrained, a few per cent of the symbols are escapes, which cost more than estimated.
     assert 0.98 < 8 * encoded.payload_bytes / encoded.estimated_bits < 1.1
 
@@ -117,7 +107,7 @@ def test_other_arithmetic_is_an_error_or_the_same_picture(
     model = load_model(models / "tiny.safetensors")
     here, elsewhere = Codec(model, portable=False), Codec(model, portable=False)
     here.encode(make_photo(16, 16))  # its arithmetic is made now
-    monkeypatch.setattr(tile_coding, "FloatParameters", _OtherArithmetic)
+    monkeypatch.setattr(torch_engine, "FloatParameters", _OtherArithmetic)
     outcomes = set()
     for seed in range(30):
         data = here.encode(make_photo(200, 200, seed))
@@ -137,7 +127,10 @@ def test_other_arithmetic_is_an_error_or_the_same_picture(
 
 def _forged(codec: Codec, data: bytes, **changes: object) -> bytes:
     parsed = container.read(data)
-    return container.write(replace(parsed, header=replace(parsed.header, **changes)))
+    header = replace(parsed.header, **changes)
+    if not header.portable:
+        header = replace(header, pixel_digest=None)
+    return container.write(replace(parsed, header=header))
 
 
 def test_an_absurd_header_is_refused_unallocated(codec: Codec, make_photo: Photo) -> None:
@@ -217,13 +210,15 @@ def test_transforms_in_pieces_give_what_they_give_whole(
     deep = tmp_path / "deep.safetensors"
     make_model(deep, synthesis_depths=[1, 2, 3, 2], analysis_depths=[2, 2, 2, 2])
     for path in (models / "tiny.safetensors", deep):
-        network = load_model(path).network
+        transforms = TorchTransforms(load_model(path).network)
         pixels = make_photo(512, 768)
         with torch.inference_mode():
-            whole, pieces = (analyse(network, pixels, memory) for memory in (1 << 30, 1 << 20))
+            whole, pieces = (analyse(transforms, pixels, memory) for memory in (1 << 30, 1 << 20))
             assert (whole - pieces).abs().max() < 1e-4 * whole.abs().max()
             x, x_pieces = (
-                synthesise(network, whole.round(), (512, 768), False, unheard, memory).astype(int)
+                synthesise(transforms, whole.round(), (512, 768), False, unheard, memory).astype(
+                    int
+                )
                 for memory in (1 << 30, 1 << 20)
             )
         # Sums in another order may round a pixel to its neighbouring level.
@@ -238,7 +233,7 @@ def test_the_reach_is_what_the_transforms_see(models: Path, make_photo: Photo) -
     changed = pixels.copy()
     changed[256, 256] ^= 255
     with torch.inference_mode():
-        y, y_changed = (analyse(network, p, 1 << 30) for p in (pixels, changed))
+        y, y_changed = (analyse(TorchTransforms(network), p, 1 << 30) for p in (pixels, changed))
         rows = (y != y_changed).any(dim=1)[0].nonzero()
         assert len(rows) > 1
         assert (16 * (rows - 16).abs()).max() <= reach_of(network.g_a)
@@ -281,9 +276,7 @@ def test_grey_alpha_and_profile_come_back(codec: Codec, make_photo: Photo) -> No
         assert np.array_equal(np.asarray(decoded)[..., :-1].squeeze(), plain)
 
 
-def test_a_diverged_model_is_named_not_encoded(
-    models: Path, make_photo: Photo, tmp_path: Path
-) -> None:
+def test_a_diverged_model_is_named_not_encoded(models: Path, make_photo: Photo) -> None:
     model = load_model(models / "tiny.safetensors")
     with torch.no_grad():
         model.network.g_a[-1][0].weight.fill_(float("nan"))
@@ -301,7 +294,9 @@ def test_absurd_windows_are_refused_before_any_picture(models: Path, tmp_path: P
     network = {name: t for name, t in tensors.items() if not name.startswith("coding.")}
     shapes = {name: tuple(tensor.shape) for name, tensor in network.items()}
     hashes = {name: hash_of(tensor.numpy()) for name, tensor in network.items()}
-    identity = identity_of(config, shapes, hashes, load_model(source).tables)
+    identity = identity_of(
+        config, shapes, hashes, load_model(source).tables, metadata.get("arithmetic")
+    )
     save_file(tensors, path, metadata | {"config": config, "identity": identity})
     assert load_model(path).info.identity == identity
     with pytest.raises(CheckpointError, match=r"m\.safetensors: needs pictures padded to"):

@@ -25,8 +25,11 @@ def _containers(draw: st.DrawFn) -> Container:
         draw(st.booleans()),
         draw(st.booleans()),
         tile,
+        draw(st.none() | st.integers(0, 65535)),
+        draw(st.sampled_from([1, 1, 2, 3, 16])),
     )
-    payloads = draw(st.lists(st.binary(max_size=30), min_size=header.tiles, max_size=header.tiles))
+    count = header.tiles * header.scales
+    payloads = draw(st.lists(st.binary(max_size=30), min_size=count, max_size=count))
     section = st.none() | st.binary(max_size=200)
     return Container(header, tuple(payloads), draw(section), draw(section), draw(section))
 
@@ -73,7 +76,7 @@ def test_every_truncation_and_extension_is_found() -> None:
     [
         (0, b"PNG", "not a .hpcm"),
         (3, b"\x02", "version 2"),
-        (4, b"\xc0", "bit depth"),
+        (4, b"\xc0", "does not define"),
         (9, b"\x80\x00", "shortest form"),
         (9, b"\xff\xff\xff\xff\x7f", "width of"),
         (9, b"\xff\xff\xff\xff\xff", "longer than"),

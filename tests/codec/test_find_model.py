@@ -7,12 +7,12 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from hpcm_scale.codec.find_model import find_model
-from hpcm_scale.weights.model_file import BUNDLED, models_in, read_info
+from hpcm_scale.weights.stored_model import BUNDLED, models_in, read_info
 from tests.codec.conftest import Run, refused, save_tiny
 
 
-def test_a_quality_and_a_model_are_not_both_given(run: Run, picture: Path) -> None:
-    refused(run("encode", picture, "-q", "1", "--model", "tiny"), "--quality", "--model")
+def test_a_quality_and_a_model_of_one_rate_are_not_both_given(run: Run, picture: Path) -> None:
+    refused(run("encode", picture, "-q", "1", "--model", "tiny"), "quality", "one rate")
 
 
 def test_own_models_stand_beside_the_bundled(

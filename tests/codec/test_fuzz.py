@@ -10,6 +10,7 @@ import zlib
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from safetensors.torch import save_file
 from hpcm_scale.codec import container
 from hpcm_scale.codec.codec import Codec
 from hpcm_scale.errors import BitstreamError, CheckpointError
+from hpcm_scale.numpy_engine.model import load_numpy
 from hpcm_scale.weights.model_file import load_model
 from tests.codec.pictures import XMP, exif_block
 
@@ -58,18 +60,22 @@ def _mutated(data: bytes, others: list[bytes], rng: np.random.Generator) -> tupl
     return kind, bytes(out)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="module", params=["torch", "numpy"])
 def quick_codec(
-    tmp_path_factory: pytest.TempPathFactory, make_model: Callable[..., object]
+    request: pytest.FixtureRequest,
+    tmp_path_factory: pytest.TempPathFactory,
+    make_model: Callable[..., object],
 ) -> Codec:
     """Without attention, sides need only be multiples of 128: a decode takes milliseconds."""
     path = tmp_path_factory.mktemp("fuzz") / "psi.safetensors"
     make_model(path, fusion="psi", latent_channels=8, name="psi")
-    return Codec.load(path)
+    return Codec.load(path, engine=request.param)
 
 
 def test_no_mutated_file_passes_as_another_picture(
-    quick_codec: Codec, make_photo: Callable[..., np.ndarray], tmp_path: Path
+    request: pytest.FixtureRequest,
+    quick_codec: Codec,
+    make_photo: Callable[..., np.ndarray],
 ) -> None:
     codec, rng = quick_codec, np.random.default_rng(0)
     images = [Image.fromarray(make_photo(*size)) for size in ((40, 50), (64, 64), (90, 17))]
@@ -81,8 +87,14 @@ def test_no_mutated_file_passes_as_another_picture(
     images[-1].info["exif"] = exif_block(None, ">")
     files = [codec.encode(image) for image in images]
     # Tiled: with less memory to work in.
-    files.append(Codec(load_model(codec.info.path), memory=1 << 16).encode(images[-1]))
+    engine = request.node.callspec.params["quick_codec"]
+    small = Codec.load(codec.info.path, memory=1 << 16, engine=engine)
+    files.append(small.encode(images[-1]))
     assert container.read(files[-1]).header.tiles > 3
+    files.append(codec.encode(images[4], progressive=True))
+    plain = Codec.load(codec.info.path, engine=engine, exact_pixels=False)
+    files.append(plain.encode(images[1]))
+    assert [container.read(f).header.pixel_digest is None for f in files[-3:]] == [0, 0, 1]
     pictures = [codec.decode(data) for data in files]
 
     outcomes, slowest = Counter(), 0.0
@@ -160,8 +172,9 @@ def _mutated_metadata(metadata: dict[str, str], rng: np.random.Generator) -> tup
     return f"{field}: {kind}", changed
 
 
+@pytest.mark.parametrize("load", [load_model, load_numpy])
 def test_no_mutated_model_metadata_passes_unseen(
-    make_model: Callable[..., object], tmp_path: Path
+    load: Callable[[Path], Any], make_model: Callable[..., object], tmp_path: Path
 ) -> None:
     """What a model says of itself is refused or changes nothing that decides how it codes."""
     path, changed = tmp_path / "psi.safetensors", tmp_path / "changed.safetensors"
@@ -170,13 +183,13 @@ def test_no_mutated_model_metadata_passes_unseen(
         tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
         metadata = stored.metadata()
     rng, outcomes, slowest = np.random.default_rng(0), Counter(), 0.0
-    identity, reasons = load_model(path).info.identity, []
+    identity, reasons = load(path).info.identity, []
     for _ in range(MUTATIONS // 20):
         kind, values = _mutated_metadata(metadata, rng)
         save_file(tensors, changed, values)
         start = time.monotonic()
         try:
-            info = load_model(changed).info
+            info = load(changed).info
         except CheckpointError as error:
             reasons.append(str(error))
             outcomes["refused"] += 1

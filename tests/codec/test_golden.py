@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,19 +13,19 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from hpcm_scale.codec import codec as codec_module
 from hpcm_scale.codec import container
 from hpcm_scale.entropy.exact import layers as layers_module
+from hpcm_scale.entropy.exact import narrow as narrow_module
 from hpcm_scale.entropy.exact import product as product_module
 from hpcm_scale.entropy.exact.parameters import ExactParameters
-from tests.codec.golden.decode import HERE, NAMES, decoded
+from tests.codec.conftest import synthesise_in_pieces
+from tests.codec.golden.decode import HERE, MODELS, NAMES, decoded
 
-MODEL = HERE / "model.safetensors"
 EXPECTED = json.loads((HERE / "expected.json").read_text())
 
 
 def _check(name: str) -> None:
-    result = decoded(MODEL, (HERE / f"{name}.hpcm").read_bytes())
+    result = decoded(HERE / f"{MODELS[name]}.safetensors", (HERE / f"{name}.hpcm").read_bytes())
     assert {"symbols": result.symbols, "y_hat": result.y_hat} == EXPECTED[name]
     # g_s is in floating point: a pixel may be a level off.
     pixels = np.asarray(Image.open(HERE / f"{name}.png")).astype(int)
@@ -35,7 +36,7 @@ def _check(name: str) -> None:
 def test_golden_files_decode_to_their_symbols(name: str) -> None:
     header = container.read((HERE / f"{name}.hpcm").read_bytes()).header
     assert header.portable
-    assert header.tiles == (1 if name == "whole" else 3)
+    assert header.tiles == (3 if name == "tiled" else 1)
     _check(name)
 
 
@@ -46,9 +47,12 @@ def test_however_products_are_computed(
 ) -> None:
     if in_bytes and not product_module.multiplies_bytes(torch.device("cpu")):
         pytest.skip("this processor does not multiply bytes exactly (no AVX-512 VNNI)")
-    monkeypatch.setattr(product_module, "multiplies_bytes", lambda _: in_bytes)
+    for module in (product_module, narrow_module):
+        monkeypatch.setattr(module, "multiplies_bytes", lambda _: in_bytes)
+    monkeypatch.setattr(product_module, "LEAST_CHANNELS", 1)
     monkeypatch.setattr(layers_module, "ELEMENTS", elements)
     _check("whole")
+    _check("narrow")
 
 
 def test_in_whatever_layout_z_and_the_symbols_come(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -66,11 +70,7 @@ def test_in_whatever_layout_z_and_the_symbols_come(monkeypatch: pytest.MonkeyPat
 
 
 def test_with_gs_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Less memory for the transforms, so that they run on pieces."""
-    synthesise = codec_module.synthesise
-    monkeypatch.setattr(
-        codec_module, "synthesise", lambda *arguments: synthesise(*arguments[:-1], 1 << 16)
-    )
+    synthesise_in_pieces(monkeypatch)
     for name in NAMES:
         _check(name)
 
@@ -83,12 +83,11 @@ SETTINGS = {
 }
 
 
-@pytest.mark.distributed
-@pytest.mark.parametrize("setting", SETTINGS)
-def test_in_a_fresh_process_under_other_settings(setting: str) -> None:
+def said_under(setting: str, module: str, *arguments: str) -> dict[str, Any]:
+    """What a module says in a fresh process, given its threads and the arguments."""
     threads, variables = SETTINGS[setting]
     done = subprocess.run(
-        [sys.executable, "-m", "tests.codec.golden.decode", str(threads)],
+        [sys.executable, "-m", f"tests.codec.golden.{module}", str(threads), *arguments],
         cwd=HERE.parents[2],
         env=os.environ | {"OMP_NUM_THREADS": str(threads)} | variables,
         capture_output=True,
@@ -98,4 +97,11 @@ def test_in_a_fresh_process_under_other_settings(setting: str) -> None:
     said = json.loads(done.stdout)
     if "ONEDNN_MAX_CPU_ISA" in variables:
         assert not said["bytes"]
+    return said
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_in_a_fresh_process_under_other_settings(setting: str) -> None:
+    said = said_under(setting, "decode")
     assert {name: said[name] for name in NAMES} == EXPECTED

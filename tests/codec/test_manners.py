@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hpcm_scale.codec import codec as codec_module
 from hpcm_scale.codec.codec import Codec
 from hpcm_scale.codec.images import Picture, read_picture
+from hpcm_scale.weights.model_file import load_model
 from tests.codec.conftest import Run, refused
 from tests.codec.pictures import XMP, exif_block, profile, saved
 
@@ -160,7 +160,7 @@ def test_tags_and_profile_come_back_unless_stripped(
             assert not {"exif", "xmp", "dpi"} & found.info.keys()
 
 
-def test_a_large_profile_comes_back_and_is_read_again(tmp_path: Path, codec: Codec) -> None:
+def test_a_large_profile_comes_back_and_is_read_again(codec: Codec) -> None:
     icc = profile(b"RGB ", 200) + np.random.default_rng(0).bytes(1_500_000)
     image = Image.new("RGB", (16, 16))
     image.info["icc_profile"] = icc
@@ -263,7 +263,7 @@ def test_a_large_file_shows_its_progress(tmp_path: Path, models: Path) -> None:
 
 
 def test_progress_rises_to_the_end(codec: Codec, make_photo: Callable[..., np.ndarray]) -> None:
-    small = Codec(codec_module.load_model(codec.info.path), memory=1 << 20)
+    small = Codec(load_model(codec.info.path), memory=1 << 20)
     told: list[float] = []
     data = small.compress(Picture(make_photo(600, 700)), on_progress=told.append).data
     assert len(told) > 20
@@ -382,13 +382,14 @@ def test_help_shows_what_people_need_first(run: Run, monkeypatch: pytest.MonkeyP
         assert option in said
 
 
-def test_decoding_imports_neither_scipy_nor_a_compiler(tmp_path: Path):
+def test_decoding_imports_neither_scipy_nor_a_compiler():
     """What a verb does not use costs a small picture a tenth of its time, or more."""
     code = (
         "import sys, numpy as np; from hpcm_scale.cli import app\n"
         "from hpcm_scale import Codec, bundled_model\n"
-        "codec = Codec.load(bundled_model('w0.125-0.013'))\n"
-        "codec.decode(codec.encode(np.zeros((64, 64, 3), np.uint8)))\n"
+        "for name in ('w0.125-0.013', 'compact'):\n"
+        "    codec = Codec.load(bundled_model(name))\n"
+        "    codec.decode(codec.encode(np.zeros((64, 64, 3), np.uint8)))\n"
         "print([name for name in ('scipy', 'torch._dynamo', 'sympy') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -11,11 +11,10 @@ from torch import Tensor, nn
 from hpcm_scale.codec import container
 from hpcm_scale.codec.codec import Codec
 from hpcm_scale.codec.coding_result import unheard
+from hpcm_scale.codec.engines.torch_engine import TorchTransforms, reach_of
 from hpcm_scale.codec.images import picture_of
 from hpcm_scale.codec.tiled_transforms import analyse, synthesise
-from hpcm_scale.codec.tiles import reach_of
-from hpcm_scale.entropy.exact.parameters import ARCHITECTURES, refused
-from hpcm_scale.errors import BitstreamError, CheckpointError, DataError
+from hpcm_scale.errors import BitstreamError, DataError
 from hpcm_scale.models.codec_network import CodecNetwork
 from hpcm_scale.models.zoo import build, model_config
 from hpcm_scale.weights.model_file import load_model, save_model
@@ -26,6 +25,8 @@ from tests.models.test_peers import crop, published_state, read
 Photo = Callable[..., np.ndarray]
 
 VARIANTS = sorted(variant for layout in PEERS.values() for variant in layout.variants)
+QUICK = ("dcae", "elic", "stf")
+"""Those that take seconds."""
 WIDTH = 0.05
 
 
@@ -107,22 +108,13 @@ def test_other_symbols_are_an_error(variant, narrow_models, make_photo: Photo):
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_exact_arithmetic_or_the_layer_in_its_way(variant, narrow_models, make_photo: Photo):
+def test_files_are_exact_unless_asked(variant, narrow_models, make_photo: Photo):
     path = narrow_models(variant)
-    portable = Codec.load(path)
+    portable, fast = Codec.load(path), Codec.load(path, portable=False)
     image = make_photo(70, 90)
-    if model_config(variant).architecture in ARCHITECTURES:
-        data = portable.encode(image)
-        assert container.read(data).header.portable
-        fast = Codec.load(path, portable=False)
-        exact, floating = (np.asarray(c.decode(c.encode(image)), float) for c in (portable, fast))
-        assert np.abs(exact - floating).mean() < 2
-        return
-    reason = refused(load_model(path).network)
-    assert reason is not None
-    assert "(" in reason  # a layer
-    with pytest.raises(CheckpointError, match=r"has no exact arithmetic for .*--fast"):
-        portable.encode(image)
+    assert container.read(portable.encode(image)).header.portable
+    exact, floating = (np.asarray(c.decode(c.encode(image)), float) for c in (portable, fast))
+    assert np.abs(exact - floating).mean() < 2
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -149,10 +141,14 @@ def test_pieces_of_a_transform_leave_no_seam(variant, make_photo: Photo):
         pytest.skip("its transforms see the whole picture")
     pixels = make_photo(512, 768)
     with torch.inference_mode():
-        whole, pieces = (analyse(network, pixels, memory) for memory in (1 << 40, 1 << 10))
+        whole, pieces = (
+            analyse(TorchTransforms(network), pixels, memory) for memory in (1 << 40, 1 << 10)
+        )
         assert (whole - pieces).abs().max() < 1e-4 * whole.abs().max()
         x, x_pieces = (
-            synthesise(network, whole.round(), (512, 768), False, unheard, memory).astype(int)
+            synthesise(
+                TorchTransforms(network), whole.round(), (512, 768), False, unheard, memory
+            ).astype(int)
             for memory in (1 << 40, 1 << 10)
         )
     # Sums in another order may round a pixel to its neighbouring level.
@@ -161,7 +157,10 @@ def test_pieces_of_a_transform_leave_no_seam(variant, make_photo: Photo):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize(
+    "variant",
+    [v if v in QUICK else pytest.param(v, marks=pytest.mark.long) for v in VARIANTS],
+)
 def test_golden_weights_code_to_their_rate(variant, tmp_path: Path):
     """From a published file to a `.hpcm` of the size that its densities promise."""
     golden = read("golden", variant)

@@ -3,7 +3,6 @@
 import io
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -156,7 +155,7 @@ def _tiff_camera(data: bytes) -> tuple[str | None, int]:
         return tags.valueof(0x0110), tags.valueof(0x0112, 1)
 
 
-def test_png_colour_tags_come_back(quick: Codec, tmp_path: Path) -> None:
+def test_png_colour_tags_come_back(quick: Codec) -> None:
     tags = {
         b"gAMA": (45455).to_bytes(4, "big"),
         b"cHRM": b"".join(v.to_bytes(4, "big") for v in (31270, 32900, 68000, 32000, 26500, 69000,

@@ -32,6 +32,8 @@ def test_set_reads_values_as_yaml_and_wins_over_the_file(tmp_path):
         (["optimiser.lr=1"], "optimiser: unknown key"),
         (["optimizer.rate=1"], "optimizer.rate: unknown key"),
         (["optimizer.lr=fast"], "optimizer.lr: 'fast': input should be a valid number"),
+        (["optimizer.parametrization=mup"], "optimizer.base_width: is missing; mup needs"),
+        (["optimizer.base_width=0.1"], "optimizer.base_width: 0.1 needs parametrization mup"),
         (["steps"], "--set steps: is not key=value"),
         (["steps.more=1"], "--set steps.more=1: steps is a value, not a section"),
         (["name="], "name: None: input should be a valid string"),

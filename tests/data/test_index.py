@@ -102,7 +102,7 @@ def test_a_pixel_bomb_in_a_tar_is_not_listed(tmp_path, make_picture, encode, bom
     assert manifest.report["skipped"] == {"oversized": 1}
 
 
-def test_links_in_a_tar_are_no_images(tmp_path, make_picture, encode):
+def test_links_in_a_tar_are_no_images(tmp_path):
     path = tmp_path / "a.tar"
     with tarfile.open(path, "w") as tar:
         link = tarfile.TarInfo("link.png")

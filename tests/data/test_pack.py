@@ -332,7 +332,7 @@ def test_a_killed_pack_leaves_nothing_half_written_and_resumes(tmp_path, road):
     assert contents(tmp_path / "out") == contents(expected)
 
 
-def test_a_finished_pack_is_not_done_again(tmp_path, road):
+def test_a_finished_pack_is_not_done_again(road):
     photos, recipe, expected = road
     stamps = {p: p.stat().st_mtime_ns for p in expected.rglob("*")}
     manifest = pack(photos, expected, recipe)

@@ -168,7 +168,7 @@ def test_a_url_that_cannot_be_read_is_a_clear_error(url: str, tmp_path):
 
 
 @pytest.mark.parametrize("protocol", ["s3", "gs"])
-def test_buckets_are_reached_through_fsspec_by_url(protocol: str, tmp_path):
+def test_buckets_are_reached_through_fsspec_by_url(protocol: str):
     """Without the extra package, or without the network: an error that says what is amiss."""
     with pytest.raises(DataError, match=rf"{protocol}://no-such-bucket-hpcm/set"):
         read_manifest(f"{protocol}://no-such-bucket-hpcm/set")

@@ -358,7 +358,7 @@ def test_a_plain_folder_is_read_by_name(tmp_path, make_folder):
         list(read_images(str(photos)))
 
 
-def test_validation_data_that_are_not_there_are_an_error(tmp_path, make_folder):
+def test_validation_data_that_are_not_there_are_an_error(tmp_path):
     with pytest.raises(DataError, match="neither a packed dataset nor a folder with images"):
         list(read_images(str(tmp_path)))
 

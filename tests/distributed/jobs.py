@@ -20,6 +20,7 @@ optimizer: {lr: 1.0e-3}
 steps: 3
 batch: 4
 log_every: 1
+precision: fp32
 """
 
 

@@ -35,6 +35,7 @@ data:
   {{crop: {CROP}, streams: {STREAMS}, workers: 1, shuffle_buffer: {SHUFFLED}, max_bad_rate: 0}}
 optimizer: {{lr: 1.0e-3, ema: 0.9}}
 deepspeed: zero3
+precision: fp32
 batch: {BATCH}
 log_every: 1
 validate_every: 40

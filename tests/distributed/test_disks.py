@@ -14,6 +14,7 @@ from tests.distributed.jobs import ROOT, command, environment, rows
 pytestmark = [
     pytest.mark.distributed,
     pytest.mark.slow,
+    pytest.mark.long,  # DeepSpeed compiles its operator for disks first
     pytest.mark.skipif(
         not AsyncIOBuilder().is_compatible(verbose=False), reason="needs libaio-dev and a compiler"
     ),

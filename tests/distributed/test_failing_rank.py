@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -18,16 +19,21 @@ CASES = [
     for name, stage in STAGES.items()
     for rank in range(1 if stage.rank_0_only else RANKS)
 ] + STAGES_OF_ZERO
+LONG = {f"{name}:0" for name, stage in STAGES.items() if not stage.rank_0_only}
+"""What the other rank's failing shows too."""
+LONG |= set(STAGES_OF_ZERO[1:])
 ENDS_LATE = {"closing:0"}
 """The other rank has ended well by then."""
 
 
 @pytest.fixture(scope="module")
-def outcomes(dataset, tmp_path_factory) -> dict[str, dict]:
-    """How each case went; one process forks all ranks."""
+def outcomes(dataset, request, tmp_path_factory) -> dict[str, dict]:
+    """How each chosen case went; one process forks all ranks."""
+    items = [item for item in request.session.items if item.path == Path(__file__)]
+    chosen = [item.callspec.params["case"] for item in items]
     out = tmp_path_factory.mktemp("failing")
     done = subprocess.run(
-        [sys.executable, "-m", "tests.distributed.failing", str(dataset), str(out), *CASES],
+        [sys.executable, "-m", "tests.distributed.failing", str(dataset), str(out), *chosen],
         cwd=ROOT,
         env=environment() | {"TORCH_CPP_LOG_LEVEL": "ERROR"},
         capture_output=True,
@@ -38,7 +44,10 @@ def outcomes(dataset, tmp_path_factory) -> dict[str, dict]:
     return {outcome["case"]: outcome for outcome in found}
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    "case",
+    [pytest.param(case, marks=pytest.mark.long) if case in LONG else case for case in CASES],
+)
 def test_a_failing_rank_ends_the_job_with_its_own_text(outcomes, case):
     outcome = outcomes[case]
     said = "\n".join(outcome["said"])

@@ -14,6 +14,7 @@ from hpcm_scale.weights.model_file import load_model
 from tests.distributed.jobs import ROOT, RUN, environment, launch, rows, verb
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
+LONG = pytest.mark.long
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +29,11 @@ def source(dataset: Path, tmp_path_factory) -> tuple[Path, dict]:
 
 
 @pytest.mark.parametrize(
-    ("zero", "ranks"), [("zero0", 1), ("zero0", 2), ("zero3", 1), ("zero3", 2)]
+    ("zero", "ranks"),
+    [
+        ("zero3", 2),
+        *(pytest.param(*how, marks=LONG) for how in (("zero0", 1), ("zero0", 2), ("zero3", 1))),
+    ],
 )
 def test_a_run_starts_at_the_models_loss(source, dataset, tmp_path: Path, zero, ranks):
     model, last = source
@@ -87,3 +92,51 @@ def test_frozen_parts_are_spread_again_after_a_step(dataset, tmp_path: Path):
         count, gathered = json.loads((tmp_path / f"gathered-{rank}.json").read_text())
         assert count > 100
         assert gathered == []
+
+
+@pytest.mark.parametrize(("zero", "ranks"), [("zero3", 2), pytest.param("zero0", 1, marks=LONG)])
+def test_a_model_of_one_rate_becomes_one_of_every_rate(
+    source, dataset, tmp_path: Path, zero, ranks
+):
+    """At its own λ it begins as it was; each crop has a rate, each rate a validation."""
+    model, last = source
+    rates = [0.0035, 0.013, 0.0483]  # the middle is what `source` was trained for
+    changes = (f"init={model}", f"deepspeed={zero}", f"model={{rates: {rates}}}")
+    done = launch(tmp_path, dataset, ranks, *changes)
+    assert done.returncode == 0, done.stdout + done.stderr
+    first, *_, final = rows(tmp_path, "val")
+    assert first["step"] == 0
+    for figure in ("bpp", "psnr"):
+        assert first[f"{figure}_0.013"] == pytest.approx(last[figure], rel=1e-6)
+        at_rates = [first[f"{figure}_{rate:g}"] for rate in rates]
+        assert first[figure] == pytest.approx(sum(at_rates) / 3)
+    export_run(tmp_path / "small", tmp_path / "every.safetensors")  # checks the loss
+    every = load_model(tmp_path / "every.safetensors")
+    assert every.info.config.rates == tuple(rates)
+    assert every.info.lmbda is None
+    gains = every.network.gains
+    assert not torch.equal(gains.logs, gains.start(0.013)[:, None].expand_as(gains.logs))
+    assert final["loss"] != first["loss"]
+
+
+def test_a_run_starts_from_principal_components(dataset, tmp_path: Path):
+    """They keep what the crops hold: 64 channels of smooth pictures are nearly all."""
+    changes = ["initial_weights=principal_components"]
+    changes += ["model.overrides={latent_channels: 64, widths: [16, 32, 64]}"]
+    losses = []
+    for ranks, zero in ((1, "zero0"), (2, "zero3")):
+        out = tmp_path / zero
+        done = launch(out, dataset, ranks, f"deepspeed={zero}", *changes)
+        assert done.returncode == 0, done.stdout + done.stderr
+        first = rows(out, "val")[0]
+        assert first["step"] == 0
+        assert first["psnr"] > 25
+        losses.append([first["loss"], *(row["loss"] for row in rows(out, "train")[:2])])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+def test_weights_come_from_one_place(dataset, tmp_path: Path):
+    changes = ("init=compact", "initial_weights=principal_components")
+    done = launch(tmp_path, dataset, 1, *changes)
+    assert done.returncode == 2
+    assert "initial_weights: principal_components beside init" in done.stdout + done.stderr

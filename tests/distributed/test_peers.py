@@ -20,7 +20,12 @@ from tests.distributed.jobs import ROOT, environment
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 
-VARIANTS = sorted(variant for layout in PEERS.values() for variant in layout.variants)
+QUICK = ("elic", "mambavc", "stf")
+"""Slices, a scan and windows; the other variants are made of the same parts."""
+VARIANTS = [
+    pytest.param(variant, marks=() if variant in QUICK else pytest.mark.long)
+    for variant in sorted(variant for layout in PEERS.values() for variant in layout.variants)
+]
 STEPS = 6
 RUN = f"""
 name: narrow
@@ -31,6 +36,7 @@ optimizer: {{lr: 1.0e-3, decay_fraction: 0}}
 steps: {STEPS}
 batch: 2
 log_every: 1
+precision: fp32
 checkpoint: {{every: {STEPS // 2}}}
 validate_every: {STEPS}
 """

@@ -4,7 +4,7 @@ import pytest
 
 from tests.distributed.soak import soak
 
-pytestmark = [pytest.mark.distributed, pytest.mark.slow]
+pytestmark = [pytest.mark.distributed, pytest.mark.slow, pytest.mark.long]
 
 
 def test_a_run_under_faults_becomes_what_one_without_does(tmp_path):

@@ -51,6 +51,24 @@ def test_the_same_seed_gives_the_same_losses(two_ranks, dataset, tmp_path):
         assert [row["loss"] for row in first] == [row["loss"] for row in second]
 
 
+def test_mup_does_not_depend_on_the_layout_and_resumes(dataset, tmp_path):
+    """Scaled by each rank's own part of the weights under ZeRO-3; a resume keeps the factors."""
+    mup = ("optimizer.parametrization=mup", "optimizer.base_width=0.1", "model.width=0.05")
+    spread, whole = tmp_path / "spread", tmp_path / "whole"
+    for out, ranks, zero in ((spread, 2, "zero3"), (whole, 1, "zero0")):
+        done = launch(out, dataset, ranks, *mup, f"deepspeed={zero}")
+        assert done.returncode == 0, done.stdout + done.stderr
+    expected = [row["loss"] for row in rows(whole, "train")]
+    assert [row["loss"] for row in rows(spread, "train")] == pytest.approx(expected, rel=1e-5)
+    record = json.loads((spread / "small" / "run.json").read_text())
+    assert record["config"]["optimizer"]["parametrization"] == "mup"
+    for changes, code in ((mup, 0), (mup[2:], 2)):
+        done = launch(spread, dataset, 2, *changes, "steps=4", resume="auto")
+        assert done.returncode == code, done.stdout + done.stderr
+    assert "optimizer.base_width: was 0.1 when" in done.stderr
+    assert [row["step"] for row in rows(spread, "train")] == [1, 2, 3, 4]
+
+
 def test_other_layouts_give_the_losses_of_two_ranks(two_ranks, dataset, tmp_path):
     changes = ["micro_batch=1", "deepspeed=zero0", "checkpoint_activations=false"]
     changes += ["steps=null", "images=11", f"data.val_also=[{dataset}]", "profile=[1, 1]"]
@@ -63,6 +81,27 @@ def test_other_layouts_give_the_losses_of_two_ranks(two_ranks, dataset, tmp_path
     assert again["loss"] == first["loss"]
     trace = json.loads((tmp_path / "small" / "profile" / "steps-1-1.json").read_text())
     assert any("_linear" in event.get("name", "") for event in trace["traceEvents"])
+
+
+def test_a_run_goes_on_in_the_other_precision(dataset, tmp_path):
+    """The state that bf16 and fp32 share is fp32: the move itself changes no weight."""
+    same = ("deepspeed=zero1", "optimizer.ema=0.9", "optimizer.warmup_steps=0")
+    same += ("optimizer.decay_fraction=0",)
+    for precision, steps in (("bf16", 2), ("fp32", 4), ("bf16", 6)):
+        changes = (*same, f"precision={precision}", f"steps={steps}")
+        done = launch(tmp_path, dataset, 2, *changes, resume="auto")
+        assert done.returncode == 0, done.stdout + done.stderr
+    sessions = json.loads((tmp_path / "small" / "run.json").read_text())["sessions"]
+    assert [session["precision"] for session in sessions] == ["bf16", "fp32", "bf16"]
+    train, val = rows(tmp_path, "train"), rows(tmp_path, "val")
+    assert [row["step"] for row in train] == [1, 2, 3, 4, 5, 6]
+    straight = tmp_path / "straight"
+    assert launch(straight, dataset, 2, *same, "steps=6").returncode == 0
+    for moved, stayed in zip(train, rows(straight, "train"), strict=True):
+        assert moved["loss"] == pytest.approx(stayed["loss"], rel=0.01)
+    assert val[-1]["loss"] == pytest.approx(rows(straight, "val")[-1]["loss"], rel=0.01)
+    # A run validates in its own precision, and so does what exports it.
+    assert "in bf16" in export_run(tmp_path / "small", tmp_path / "half.safetensors").check
 
 
 def test_the_exported_model_has_the_run_s_loss_and_codes(two_ranks, dataset, tmp_path):

@@ -73,6 +73,64 @@ class Linear:
     def settled(self, a: np.ndarray) -> np.ndarray:
         return clamp(over_power(self.sum(a), self.k))
 
+    def leaky(self, a: np.ndarray) -> np.ndarray:
+        s = self.sum(a)
+        bounded(41 * s)
+        return clamp(over_power(np.where(s < 0, 41 * s, 4096 * s), self.k + 12))
+
+    def with_residual(self, a: np.ndarray, x: np.ndarray) -> np.ndarray:
+        return clamp(over_power(bounded(self.sum(a) + (x << self.k)), self.k))
+
+    def with_attended(self, a: np.ndarray, attended: np.ndarray) -> np.ndarray:
+        u = np.maximum(self.k, 15)
+        total = bounded((self.sum(a) << u - self.k) + (attended << u - 15))
+        return clamp(over_power(total, u))
+
+    def depthwise(self, taps: np.ndarray) -> np.ndarray:
+        total = (taps * self.weight.T).sum(axis=2) + self.bias
+        return clamp(over_power(bounded(total), self.k))
+
+
+class ScaledLinear:
+    """A linear layer of arithmetic 2: integer sums, then single-precision operations on each."""
+
+    def __init__(self, weight: np.ndarray, bias: np.ndarray, most: int) -> None:
+        self.scale = np.array([np.float32(np.float64(max(abs(row))) / most) for row in weight])
+        self.scale[self.scale == 0] = 1
+        ratio = weight.astype(np.float64) / self.scale.astype(np.float64)[:, None]
+        self.weight = np.rint(ratio).astype(np.int64)
+        assert np.abs(self.weight).max() <= most
+        self.bias = np.float32(1024) * bias
+
+    def rounded(self, total: np.ndarray) -> np.ndarray:
+        """fl(fl(fl(total)·s) + B)."""
+        single = bounded(total).astype(np.float32)
+        return single * self.scale + self.bias
+
+    def sum(self, a: np.ndarray) -> np.ndarray:
+        return self.rounded(a @ self.weight.T)
+
+    @staticmethod
+    def settle(x: np.ndarray) -> np.ndarray:
+        return clamp(np.rint(x).astype(np.int64))
+
+    def settled(self, a: np.ndarray) -> np.ndarray:
+        return self.settle(self.sum(a))
+
+    def leaky(self, a: np.ndarray) -> np.ndarray:
+        s = self.sum(a)
+        assert s.dtype == np.float32
+        return self.settle(np.where(s < 0, s * np.float32(41 / 4096), s))
+
+    def with_residual(self, a: np.ndarray, x: np.ndarray) -> np.ndarray:
+        return self.settle(self.sum(a) + x.astype(np.float32))
+
+    def with_attended(self, a: np.ndarray, attended: np.ndarray) -> np.ndarray:
+        return self.settle(self.sum(a).astype(np.float64) + attended / 2**15)
+
+    def depthwise(self, taps: np.ndarray) -> np.ndarray:
+        return self.settle(self.rounded((taps * self.weight.T).sum(axis=2)))
+
 
 def neighbours(x: np.ndarray) -> np.ndarray:
     """(H, W, C) -> (H, W, 9, C), zeros outside."""
@@ -87,16 +145,22 @@ class Reference:
     Args:
         parameters: of the network by name, fp32.
         config: of the network.
+        wide: in arithmetic 2, the layers whose weights keep 14 bits; None in arithmetic 1.
     """
 
-    def __init__(self, parameters: dict[str, np.ndarray], config: ModelConfig) -> None:
-        self.p, self.config = parameters, config
+    def __init__(
+        self,
+        parameters: dict[str, np.ndarray],
+        config: ModelConfig,
+        wide: frozenset[str] | None = None,
+    ) -> None:
+        self.p, self.config, self.wide = parameters, config, wide
         self.schedule = schedule_named(config.schedule)
         self.seen: dict[str, list[np.ndarray]] = defaultdict(list)
         """Outputs (H, W, C) of every layer and block, in the order of its calls."""
         n = np.arange(25 * 1024)
         self.powers = np.append(over_power(octave_of_powers()[n % 1024], n // 1024), 0)
-        self.layers: dict[str, Linear] = {}
+        self.layers: dict[str, Linear | ScaledLinear] = {}
 
     # Layers, on (H, W, C)
 
@@ -105,41 +169,43 @@ class Reference:
         self.seen[name].append(y)
         return y
 
-    def _of(self, name: str) -> Linear:
+    def _of(self, name: str) -> Linear | ScaledLinear:
         return self._layer(name, f"{name}.weight", f"{name}.bias")
 
-    def _layer(self, key: str, weight: str, bias: str) -> Linear:
+    def _layer(self, key: str, weight: str, bias: str) -> Linear | ScaledLinear:
         if key not in self.layers:
             w = self.p[weight]
-            self.layers[key] = Linear(w.reshape(len(w), -1), self.p[bias])
+            self.layers[key] = self._made(key, w.reshape(len(w), -1), self.p[bias])
         return self.layers[key]
+
+    def _made(self, name: str, weight: np.ndarray, bias: np.ndarray) -> Linear | ScaledLinear:
+        if self.wide is None or name in self.wide:
+            return Linear(weight, bias)
+        return ScaledLinear(weight, bias, 2047 if name.endswith(".depthwise") else 127)
 
     def up(self, name: str, x: np.ndarray) -> np.ndarray:
         weight, bias = self.p[f"{name}.weight"], self.p[f"{name}.bias"]  # (I, O, 2, 2)
         y = np.empty((2 * x.shape[0], 2 * x.shape[1], weight.shape[1]), np.int64)
         for i in range(2):
             for j in range(2):
-                y[i::2, j::2] = Linear(weight[:, :, i, j].T, bias).settled(x)
+                y[i::2, j::2] = self._made(name, weight[:, :, i, j].T, bias).settled(x)
         self.seen[name].append(y)
         return y
 
     def pair(self, name: str, x: np.ndarray, h: np.ndarray) -> np.ndarray:
         first, second = (
-            self._layer(f"{name}.{part}", f"{name}.pair.{part}_weight", f"{name}.pair.{part}_bias")
+            self._layer(
+                f"{name}.pair.{part}", f"{name}.pair.{part}_weight", f"{name}.pair.{part}_bias"
+            )
             for part in ("expand", "project")
         )
-        s = first.sum(h)
-        bounded(41 * s)
-        t = clamp(over_power(np.where(s < 0, 41 * s, 4096 * s), first.k + 12))
-        total = bounded(second.sum(t) + (x << second.k))
-        y = clamp(over_power(total, second.k))
+        y = second.with_residual(first.leaky(h), x)
         self.seen[name].append(y)
         return y
 
     def depthwise_block(self, name: str, x: np.ndarray) -> np.ndarray:
         layer = self._of(f"{name}.depthwise")
-        total = (neighbours(x) * layer.weight.T).sum(axis=2) + layer.bias
-        return self.pair(name, x, clamp(over_power(bounded(total), layer.k)))
+        return self.pair(name, x, layer.depthwise(neighbours(x)))
 
     def partial_block(self, name: str, x: np.ndarray) -> np.ndarray:
         layer = self._of(f"{name}.partial")  # of (O, I, 3, 3)
@@ -186,10 +252,7 @@ class Reference:
                     p = self.powers[drop.clip(max=25 * 1024)]
                     alpha = over(p << 15, p.sum(axis=1, keepdims=True))
                     attended[place] = bounded(alpha @ values).reshape(window, window, d)
-        out = self._of(f"{name}.out")
-        u = np.maximum(out.k, 15)
-        total = bounded((out.sum(psi) << u - out.k) + (attended << u - 15))
-        y = clamp(over_power(total, u))
+        y = self._of(f"{name}.out").with_attended(psi, attended)
         self.seen[name].append(y)
         return y
 
@@ -205,7 +268,11 @@ class Reference:
             x = self.blocks(f"{name}.adaptor", x)
         x = self.blocks(f"{shared}.before", x)
         scale = to_integers(self.p[f"{name}.scale"].ravel(), 12)
-        x = clamp(over_power(bounded(x * scale), 12))
+        if self.wide is None:
+            x = clamp(over_power(bounded(x * scale), 12))
+        else:
+            factor = (scale / 2**12).astype(np.float32)
+            x = ScaledLinear.settle(x.astype(np.float32) * factor)
         psi = self.blocks(f"{shared}.after", x)
         self.seen[name].append(psi)
         return psi
@@ -304,3 +371,13 @@ def misplaced(params: np.ndarray) -> np.ndarray:
         group = c % (channels // 2) * 8 // (channels // 2)
         out[..., c][offset != group // 2] = params[..., c][offset != group // 4]
     return out
+
+
+def symbols_of(step: int, shape: tuple[int, ...], extreme: bool) -> np.ndarray:
+    """Seeded symbols of a step, some of them huge if `extreme`."""
+    rng = np.random.default_rng(step)
+    symbols = np.rint(rng.laplace(0, 2, shape)).astype(np.int32)
+    if extreme:
+        places = rng.random(shape) < 0.1
+        symbols[places] = rng.integers(-(2**30), 2**30, places.sum())
+    return symbols

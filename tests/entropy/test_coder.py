@@ -1,8 +1,14 @@
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hpcm_scale.entropy import ans, coder
 from hpcm_scale.entropy.coder import LARGEST_SYMBOL, AnsDecoder, AnsEncoder, SymbolModels
 from hpcm_scale.entropy.table_building import GENERALIZED, y_tables
 from hpcm_scale.errors import BitstreamError, DataError
@@ -128,6 +134,25 @@ def test_a_payload_no_encoder_writes_is_refused() -> None:
         AnsDecoder(b"\1\0")
 
 
+@pytest.mark.parametrize(("octets", "fits"), [([5], True), ([], True), ([5, 0], False)])
+def test_a_value_has_its_shortest_form(octets: list[int], fits: bool) -> None:
+    pusher = ans.AnsCoder()
+    pusher.encode_reverse(np.array(octets, int), ans.uniform(256))
+    pusher.encode_reverse(np.array([len(octets)]), ans.uniform(5))
+    start, end = TABLES.starts[:2]
+    r = TABLES.ranges[0]
+    pusher.encode_reverse(np.array([2 * r + 1]), ans.Model(TABLES.frequencies[start:end]))
+    payload = pusher.get_compressed().astype("<u4").tobytes().rstrip(b"\0")
+    table = np.zeros(1, np.uint8)
+    if fits:
+        value = sum(octets)  # of a byte at most
+        expected = (r + 1 + value // 2) * (-1) ** value
+        assert AnsDecoder(payload).pull(table, MODELS).tolist() == [expected]
+    else:
+        with pytest.raises(BitstreamError, match="shortest form"):
+            AnsDecoder(payload).pull(table, MODELS)
+
+
 @given(st.binary(max_size=200).filter(lambda data: not data.endswith(b"\0")))
 @settings(deadline=None)
 def test_any_bytes_decode_to_something_or_are_refused(data: bytes) -> None:
@@ -138,3 +163,52 @@ def test_any_bytes_decode_to_something_or_are_refused(data: bytes) -> None:
     except BitstreamError:
         return
     assert np.abs(symbols).max() <= LARGEST_SYMBOL
+
+
+@contextmanager
+def _in_python() -> Iterator[SymbolModels]:
+    """The coder as it is where constriction is not, and its own models."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(coder, "_AnsCoder", ans.AnsCoder)
+        patch.setattr(coder, "_categorical", ans.Model)
+        patch.setattr(coder, "_BYTES", ans.uniform(256))
+        patch.setattr(coder, "_COUNTS", ans.uniform(5))
+        yield SymbolModels(TABLES)
+
+
+@given(_groups(), st.binary(max_size=60).filter(lambda data: not data.endswith(b"\0")))
+@settings(max_examples=100, deadline=None)
+def test_the_coder_in_python_is_the_compiled_one(
+    groups: list[tuple[np.ndarray, np.ndarray]], data: bytes
+) -> None:
+    payload = _coded(groups)
+    table = np.arange(120, dtype=np.uint8) % GENERALIZED.count
+
+    def pulled(models: SymbolModels) -> tuple[list[int], bool] | str:
+        puller = AnsDecoder(data)
+        try:
+            return puller.pull(table, models).tolist(), puller.is_empty()
+        except BitstreamError as error:
+            return str(error)
+
+    of_any_bytes = pulled(MODELS)
+    with _in_python() as models:
+        pusher = AnsEncoder()
+        for symbols, tables in reversed(groups):
+            pusher.push(symbols, tables, models)
+        assert pusher.payload() == payload
+        puller = AnsDecoder(payload)
+        for symbols, tables in groups:
+            assert np.array_equal(puller.pull(tables, models), symbols)
+        assert puller.is_empty()
+        assert pulled(models) == of_any_bytes
+
+
+def test_without_constriction_the_coder_is_the_one_in_python() -> None:
+    code = (
+        "import sys; sys.modules['constriction'] = None\n"
+        "from hpcm_scale.entropy import ans, coder\n"
+        "print(coder._AnsCoder is ans.AnsCoder)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout == "True\n", done.stderr

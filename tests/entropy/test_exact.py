@@ -14,16 +14,19 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from hpcm_scale.codec.codec import Codec
+from hpcm_scale.entropy.exact import narrow as narrow_module
 from hpcm_scale.entropy.exact import product as product_module
-from hpcm_scale.entropy.exact.attention import powers_of_two
+from hpcm_scale.entropy.exact.arithmetic import ORIGINAL, Arithmetic
+from hpcm_scale.entropy.exact.integer_weights import Addend, IntegerWeights
 from hpcm_scale.entropy.exact.parameters import ExactParameters, exact_network
-from hpcm_scale.entropy.exact.product import Addend, IntegerWeights, Product
+from hpcm_scale.entropy.exact.product import Product
+from hpcm_scale.entropy.exact.softmax import powers_of_two
 from hpcm_scale.entropy.parameters import FloatParameters, StepCoding
 from hpcm_scale.entropy.table_building import build_tables
 from hpcm_scale.errors import CheckpointError
 from hpcm_scale.models.zoo import build, model_config
 from hpcm_scale.weights.model_file import load_model, save_model
-from tests.entropy.exact_reference import L, Reference
+from tests.entropy.exact_reference import L, Reference, symbols_of
 
 Model = Callable[..., object]
 
@@ -43,11 +46,27 @@ KINDS = {
 }
 
 
-def _kernels(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+WIDE = frozenset(
+    {
+        "h_s.0.0",
+        "shared_s3.before.0.depthwise",
+        "shared_s3.before.0.pair.expand",
+        "shared_s12.after.0.pair.project",
+        "steps.3.adaptor",
+        "fusions.1.key",
+        "fusions.2.out",
+    }
+)
+"""Layers of arithmetic 2 with weights of 14 bits among others of a byte."""
+
+
+def each_kernel(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """Have products run by each kernel in turn; that of bytes only where it is exact."""
     multiplies_bytes = product_module.multiplies_bytes(torch.device("cpu"))
+    monkeypatch.setattr(product_module, "LEAST_CHANNELS", 1)
     for name in ("float64", "bytes")[: 1 + multiplies_bytes]:
-        monkeypatch.setattr(product_module, "multiplies_bytes", lambda _, n=name: n == "bytes")
+        for module in (product_module, narrow_module):
+            monkeypatch.setattr(module, "multiplies_bytes", lambda _, n=name: n == "bytes")
         yield name
 
 
@@ -64,15 +83,6 @@ def _recorded(path: ExactParameters) -> dict[str, list[np.ndarray]]:
     return seen
 
 
-def _symbols(step: int, shape: tuple[int, ...], extreme: bool) -> np.ndarray:
-    rng = np.random.default_rng(step)
-    symbols = np.rint(rng.laplace(0, 2, shape)).astype(np.int32)
-    if extreme:
-        places = rng.random(shape) < 0.1
-        symbols[places] = rng.integers(-(2**30), 2**30, places.sum())
-    return symbols
-
-
 @pytest.mark.parametrize(
     ("kind", "extreme"),
     [
@@ -81,7 +91,11 @@ def _symbols(step: int, shape: tuple[int, ...], extreme: bool) -> np.ndarray:
         ("no hierarchy", True),
     ],
 )
+@pytest.mark.parametrize(
+    "arithmetic", [ORIGINAL, Arithmetic(2), Arithmetic(2, WIDE)], ids=["1", "2", "2-wide"]
+)
 def test_every_layer_gives_the_reference_integers(
+    arithmetic: Arithmetic,
     kind: str,
     extreme: bool,
     make_model: Model,
@@ -94,7 +108,7 @@ def test_every_layer_gives_the_reference_integers(
     if extreme:  # activations that must be clamped
         up = model.network.h_s[1][0]
         up.weight = torch.nn.Parameter(100 * up.weight, requires_grad=False)
-    z_symbols = _symbols(99, (4, 4, 4), extreme)
+    z_symbols = symbols_of(99, (4, 4, 4), extreme)
 
     expected = []
 
@@ -104,24 +118,25 @@ def test_every_layer_gives_the_reference_integers(
         values, inverse = np.unique(sigma, return_inverse=True)
         below = [sum(b < Fraction(int(v), 1024) for b in boundaries) for v in values]
         expected.append((np.array(below)[inverse].reshape(sigma.shape), mu))
-        return _symbols(step, sigma.shape, extreme)
+        return symbols_of(step, sigma.shape, extreme)
 
     parameters = {name: p.numpy() for name, p in model.network.named_parameters()}
-    reference = Reference(parameters, model.info.config)
+    wide = None if arithmetic.version == 1 else arithmetic.wide
+    reference = Reference(parameters, model.info.config, wide)
     result = reference.walk(z_symbols, reference_code)
     assert sum(map(len, reference.seen.values())) > 30
     if extreme:
         assert max(np.abs(o).max() for outputs in reference.seen.values() for o in outputs) == L
 
-    for _ in _kernels(monkeypatch):
+    for _ in each_kernel(monkeypatch):
         taken = []
 
         def code(step: int, coding: StepCoding, taken=taken) -> Tensor:
             index, mean, _ = coding
             taken.append((index[0].numpy(), 1024 * mean[0].double().numpy()))
-            return torch.from_numpy(_symbols(step, tuple(index.shape[1:]), extreme))[None]
+            return torch.from_numpy(symbols_of(step, tuple(index.shape[1:]), extreme))[None]
 
-        path = ExactParameters(model.network, model.tables)
+        path = ExactParameters(model.network, model.tables, arithmetic)
         seen = _recorded(path)
         with torch.inference_mode():
             y_hat = path.walk(torch.from_numpy(z_symbols)[None], code)[0].double().numpy()
@@ -138,7 +153,7 @@ def test_every_layer_gives_the_reference_integers(
 
 
 def test_the_table_of_powers_is_the_nearest_integers() -> None:
-    powers = powers_of_two()
+    powers = [int(power) for power in powers_of_two()]
     assert len(powers) == 25 * 1024 + 1
     for d in range(0, 25 * 1024, 7):
         # |power − 2^(24 − d/1024)| ≤ ½ by the 1024-th powers, and twice rounded beyond an octave.
@@ -203,23 +218,27 @@ def test_no_accepted_layer_leaves_its_bound_on_any_input(data: st.DataObject) ->
 def _operands(product: Product) -> list[Tensor]:
     """The operand of each kernel."""
     _, high, low = product._digits.chunk(3)
-    in_float64 = (128.0 * high.double() + low) * product._unit
+    weights = (128.0 * high.double() + low) * product._unit
+    in_float64 = torch.cat([weights, product._bias[None]])
     bytes_too = product_module.multiplies_bytes(torch.device("cpu"))
     return [in_float64, *([product._digits] if bytes_too else [])]
 
 
 @pytest.mark.parametrize(
-    ("parameter", "value"),
+    ("arithmetic", "parameter", "value"),
     [
-        ("h_s.0.0.weight", 8192.0),
-        ("shared_s3.after.0.pair.project_bias", 1e13),
-        ("steps.2.scale", 1e10),
-        ("fusions.1.key.bias", -1e12),
-        ("merges.0.weight", 1e30),
+        (ORIGINAL, "h_s.0.0.weight", 8192.0),
+        (ORIGINAL, "shared_s3.after.0.pair.project_bias", 1e13),
+        (ORIGINAL, "steps.2.scale", 1e10),
+        (ORIGINAL, "fusions.1.key.bias", -1e12),
+        (ORIGINAL, "merges.0.weight", 1e30),
+        (None, "merges.0.weight", 1e30),
+        (None, "shared_s3.after.0.depthwise.bias", -1e35),
+        (None, "steps.2.scale", 1e10),
     ],
 )
 def test_a_model_that_could_overflow_is_refused(
-    parameter: str, value: float, models: Path, tmp_path: Path
+    arithmetic: Arithmetic | None, parameter: str, value: float, models: Path, tmp_path: Path
 ) -> None:
     model = load_model(models / "tiny.safetensors")
     state = {name: p.clone() for name, p in model.network.state_dict().items()}
@@ -227,11 +246,14 @@ def test_a_model_that_could_overflow_is_refused(
     layer = parameter.rsplit(".", 1)[0].removesuffix(".pair")
     path = tmp_path / "diverged.safetensors"
     with pytest.raises(CheckpointError, match=layer):
-        save_model(path, state, model.info.config, lmbda=0.013)
+        save_model(path, state, model.info.config, lmbda=0.013, arithmetic=arithmetic)
     assert not path.exists()
 
 
-@pytest.mark.parametrize("variant", ["base", "large", "phi", "1b", "dcvc-dc-intra"])
+@pytest.mark.parametrize(
+    "variant",
+    ["base", "large", "phi", "1b", "dcvc-dc-intra", "weconvene", "dcae", "lalic", "mlicpp", "flic"],
+)
 def test_variants_walk_alike_in_batches_and_layouts(variant: str) -> None:
     torch.manual_seed(0)
     config = model_config(variant, width=1 / 20 if variant != "1b" else 1 / 40)
@@ -271,7 +293,7 @@ def test_scales_and_means_are_the_networks_rounded(models: Path) -> None:
         def code(step: int, coding: StepCoding, seen=seen) -> Tensor:
             index, mean, scale = coding
             seen.extend([mean, scale])
-            return torch.from_numpy(_symbols(step, tuple(index.shape), False))
+            return torch.from_numpy(symbols_of(step, tuple(index.shape), False))
 
         with torch.inference_mode():
             path(model.network, model.tables).walk(z_symbols, code)
@@ -292,6 +314,7 @@ def test_an_architecture_without_exact_arithmetic_says_so(tmp_path: Path) -> Non
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_compiled_layers_give_the_same_integers(models: Path) -> None:
     from torch._inductor.cpp_builder import get_cpp_compiler
     from torch._inductor.exc import InvalidCxxCompiler

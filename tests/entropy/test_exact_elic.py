@@ -7,59 +7,22 @@ import pytest
 import torch
 
 from hpcm_scale.entropy.exact import product as product_module
+from hpcm_scale.entropy.exact.arithmetic import ORIGINAL
 from hpcm_scale.entropy.exact.parameters import ExactParameters
 from hpcm_scale.entropy.parameters import StepCoding
 from hpcm_scale.errors import CheckpointError
 from hpcm_scale.models.zoo import build, model_config
 from hpcm_scale.weights.model_file import load_model, save_model
-from tests.entropy.exact_reference import L, Linear, clamp, to_integers
+from tests.entropy.exact_reference import L, symbols_of
+from tests.entropy.peer_layers import Layers
 
 
-class Reference:
-    """The path of one ELIC; maps are (H, W, C) int64."""
+class Reference(Layers):
+    """The path of one ELIC."""
 
     def __init__(self, parameters: dict[str, np.ndarray], groups: tuple[int, ...]) -> None:
-        self.p, self.groups = parameters, groups
-        self.largest = 0
-        """Magnitude of the outputs so far."""
-
-    def conv(self, name: str, x: np.ndarray) -> np.ndarray:
-        weight, bias = self.p[f"{name}.weight"], self.p[f"{name}.bias"]
-        k = weight.shape[-1]
-        h, w, _ = x.shape
-        around = np.pad(clamp(x), ((k // 2, k // 2), (k // 2, k // 2), (0, 0)))
-        taps = [around[i : i + h, j : j + w] for i in range(k) for j in range(k)]
-        patches = np.stack(taps, axis=-1)  # (H, W, C, k²)
-        y = Linear(weight.reshape(len(weight), -1), bias).settled(patches.reshape(h, w, -1))
-        self.largest = max(self.largest, int(np.abs(y).max()))
-        return y
-
-    def deconv(self, name: str, x: np.ndarray, stride: int) -> np.ndarray:
-        """Every output by its definition: input i adds row r of the kernel at s·i − p + r."""
-        weight, bias = self.p[f"{name}.weight"], self.p[f"{name}.bias"]  # (I, O, k, k)
-        k = weight.shape[-1]
-        h, w, _ = x.shape
-        x, p = clamp(x), k // 2
-        out = np.zeros((stride * h, stride * w, weight.shape[1]), np.int64)
-        for a in range(stride):
-            for b in range(stride):
-                meets = [
-                    (r, c)
-                    for r in range(k)
-                    for c in range(k)
-                    if (a + p - r) % stride == 0 and (b + p - c) % stride == 0
-                ]
-                layer = Linear(np.concatenate([weight[:, :, r, c].T for r, c in meets], 1), bias)
-                for i in range(h):
-                    for j in range(w):
-                        seen = []
-                        for r, c in meets:
-                            row = i + (a + p - r) // stride
-                            column = j + (b + p - c) // stride
-                            inside = 0 <= row < h and 0 <= column < w
-                            seen.append(x[row, column] if inside else np.zeros_like(x[0, 0]))
-                        out[stride * i + a, stride * j + b] = layer.settled(np.concatenate(seen))
-        return out
+        super().__init__(parameters)
+        self.groups = groups
 
     def net(self, name: str, x: np.ndarray) -> np.ndarray:
         """Three convolutions with ReLU between them."""
@@ -69,9 +32,7 @@ class Reference:
 
     def walk(self, z_symbols: np.ndarray, code) -> np.ndarray:
         """ŷ (M, 4h, 4w), over 1024, from z symbols (N, h, w)."""
-        median = clamp(to_integers(self.p["z_prior.quantiles"][:, 0, 1], 10))
-        x = clamp(1024 * z_symbols.astype(np.int64) + median[:, None, None]).transpose(1, 2, 0)
-        x = np.maximum(self.deconv("h_s.0.0", x, 2), 0)
+        x = np.maximum(self.deconv("h_s.0.0", self.z_hat(z_symbols), 2), 0)
         x = np.maximum(self.deconv("h_s.0.2", x, 2), 0)
         params = self.deconv("h_s.0.4", x, 1)
         h, w, _ = params.shape
@@ -95,15 +56,6 @@ class Reference:
         return np.concatenate(done, axis=2).transpose(2, 0, 1)
 
 
-def symbols_of(step: int, shape: tuple[int, ...], extreme: bool) -> np.ndarray:
-    rng = np.random.default_rng(step)
-    symbols = np.rint(rng.laplace(0, 2, shape)).astype(np.int32)
-    if extreme:
-        places = rng.random(shape) < 0.1
-        symbols[places] = rng.integers(-(2**30), 2**30, places.sum())
-    return symbols
-
-
 @pytest.mark.parametrize("extreme", [False, True])
 @pytest.mark.parametrize("in_bytes", [False, True])
 def test_every_table_and_mean_is_the_reference_s(
@@ -112,6 +64,7 @@ def test_every_table_and_mean_is_the_reference_s(
     if in_bytes and not product_module.multiplies_bytes(torch.device("cpu")):
         pytest.skip("this processor does not multiply bytes exactly (no AVX-512 VNNI)")
     monkeypatch.setattr(product_module, "multiplies_bytes", lambda _: in_bytes)
+    monkeypatch.setattr(product_module, "LEAST_CHANNELS", 1)
     torch.manual_seed(0)
     network = build(model_config("elic", width=0.05))
     with torch.no_grad():
@@ -157,4 +110,4 @@ def test_weights_that_could_overflow_are_refused(tmp_path: Path):
         state = {key: value.clone().contiguous() for key, value in network.state_dict().items()}
         state[f"{name}.weight"].view(-1)[3] = 9e3
         with pytest.raises(CheckpointError, match=rf"{name}: has a weight of 9000"):
-            save_model(tmp_path / "elic.safetensors", state, network.config)
+            save_model(tmp_path / "elic.safetensors", state, network.config, arithmetic=ORIGINAL)

@@ -1,8 +1,6 @@
 """Models of one family, pictures, and the program run in this process."""
 
 import os
-import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -10,12 +8,11 @@ import pytest
 import torch
 from PIL import Image
 
-from hpcm_scale import cli
 from hpcm_scale.models.zoo import build, model_config
 from hpcm_scale.weights.model_file import save_model
+from tests.codec.conftest import Run, program
 
 SHARED = Path(os.environ.get("HPCM_SHARED", Path(__file__).parents[3] / "shared"))
-Run = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture(scope="session")
@@ -86,15 +83,4 @@ def pictures(tmp_path: Path) -> Path:
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Run:
     """Run hpcm-scale in this process: exit code, standard output, standard error."""
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["hpcm-scale", *map(str, arguments)])
-        capfd.readouterr()
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as stop:
-            code = stop.code or 0
-        return (code, *capfd.readouterr())
-
-    return run
+    return program(monkeypatch, capfd)

@@ -18,7 +18,7 @@ from hpcm_scale.evaluation.command_codec import (
     read_command_codec,
 )
 from hpcm_scale.evaluation.comparison_page import nearest_in_size
-from hpcm_scale.evaluation.metrics import mse
+from hpcm_scale.units import mse_of
 from tests.evaluation.conftest import photo
 
 BEGINNINGS = {
@@ -44,7 +44,7 @@ def test_a_sweep_is_real_files_of_rising_size_and_quality(name: str):
         decoded = coder.decode(encoded.value)
         assert np.array_equal(decoded.value, seen)
         sizes.append(len(encoded.value))
-        errors.append(mse(pixels, decoded.value))
+        errors.append(mse_of(pixels, decoded.value))
     assert len(sizes) >= 5
     assert sizes == sorted(sizes)
     # Rate control may trade a hair of quality between two neighbours.
@@ -130,7 +130,8 @@ def test_a_codec_from_yaml(tmp_path: Path):
 def test_models_of_one_architecture_are_one_curve(models: list[Path], tmp_path: Path):
     from safetensors.torch import load_file
 
-    from hpcm_scale.weights.model_file import read_info, save_model
+    from hpcm_scale.weights.model_file import save_model
+    from hpcm_scale.weights.stored_model import read_info
 
     info = read_info(models[0])
     tensors = {k: v for k, v in load_file(models[0]).items() if not k.startswith("coding.")}

@@ -16,7 +16,7 @@ from PIL import Image
 
 from hpcm_scale.codec.codec import Codec
 from hpcm_scale.evaluation.evaluate import ResultLog
-from hpcm_scale.evaluation.metrics import psnr
+from hpcm_scale.units import psnr_of
 from tests.evaluation.conftest import Run
 
 BASIC = ("--threads", 1, "--page", 0)
@@ -47,7 +47,7 @@ def test_an_evaluation_is_of_real_files(
     row = rows["HPCM tiny", "0.05", "1.png"]
     assert row["bytes"] == len(data)
     assert row["bpp"] == 8 * len(data) / (176 * 192)
-    assert row["psnr"] == psnr(pixels, decoded)
+    assert row["psnr"] == psnr_of(pixels, decoded)
     assert row["encode_seconds"] > 0
     assert row["peak_mib"] is None or row["peak_mib"] > 50
     # The averages are means, in every file that has them.
@@ -65,7 +65,7 @@ def test_an_evaluation_is_of_real_files(
     assert deltas["webp", "psnr", "pchip"]["bd_rate"] < 0
     low, high = deltas["webp", "psnr", "pchip"]["interval"]
     assert low < deltas["webp", "psnr", "pchip"]["bd_rate"] < high
-    assert "95 % over pictures drawn anew" in said
+    assert "95 % bootstrap intervals over pictures" in said
     assert report["anchor"] == "jpeg"
     for name in ("rd-psnr", "rd-ms-ssim"):
         assert Image.open(out / f"{name}.png").size == (1080, 750)

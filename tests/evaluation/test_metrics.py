@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 from scipy.ndimage import convolve1d
 
-from hpcm_scale.evaluation.metrics import LEAST_SIDE, decibels, ms_ssim, mse, psnr
+from hpcm_scale.evaluation.metrics import LEAST_SIDE, decibels, ms_ssim
+from hpcm_scale.units import mse_of, psnr_of
 
 
 def _ms_ssim_by_definition(x: np.ndarray, y: np.ndarray) -> float:
@@ -63,10 +64,10 @@ def test_too_small_a_picture_has_no_ms_ssim():
 
 def test_decibels():
     x = np.zeros((2, 2, 3), np.uint8)
-    assert mse(x, x + 5) == 25
-    assert mse(x + 200, x) == 200**2  # no wrap in 8 bits
-    assert psnr(x, x + 255) == 0
-    assert psnr(x, x) == float("inf")
+    assert mse_of(x, x + 5) == 25
+    assert mse_of(x + 200, x) == 200**2  # no wrap in 8 bits
+    assert psnr_of(x, x + 255) == 0
+    assert psnr_of(x, x) == float("inf")
     assert decibels(0.99) == pytest.approx(20)
 
 
@@ -79,7 +80,7 @@ def test_webp_on_kodak_is_what_compressai_published(kodak: Path, results: Path):
         image, out = Image.open(path).convert("RGB"), io.BytesIO()
         image.save(out, "WEBP", quality=5)
         x, y = np.asarray(image), np.asarray(Image.open(out))
-        figures.append((8 * out.tell() / (768 * 512), psnr(x, y), ms_ssim(x, y)))
+        figures.append((8 * out.tell() / (768 * 512), psnr_of(x, y), ms_ssim(x, y)))
     bpp, quality, similarity = np.mean(figures, axis=0)
     assert bpp == pytest.approx(published["bpp"][0], rel=1e-6)
     assert quality == pytest.approx(published["psnr-rgb"][0], abs=1e-5)

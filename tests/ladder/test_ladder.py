@@ -119,6 +119,17 @@ def test_learning_rates_follow_rule_cap_and_size(write):
     assert rates[0.1] == float(f"{1e-3 * (704951 / 46825) ** -0.5:.3g}")
 
 
+def test_with_mup_one_rate_serves_every_width(write):
+    text = LADDER.replace(" exponent: -0.5,", "").replace("{width: 0.05}", "{width: 0.1}")
+    text = text.replace("  batch: 1", "  batch: 1\n  optimizer: {parametrization: mup}")
+    optimizers = [run.config.optimizer for run in ladder_runs(load_ladder(write(text)))]
+    assert {(o.lr, o.base_width) for o in optimizers} == {(1e-3, 0.05)}
+    text = text.replace("name: tiny", "name: tiny\nablations: {width: 0.1, seeds: [1], changes: "
+                        "{plain: {optimizer.parametrization: standard}}}")  # fmt: skip
+    last = ladder_runs(load_ladder(write(text)))[-1].config.optimizer
+    assert (last.parametrization, last.base_width) == ("standard", None)
+
+
 def test_predicted_time_counts_the_runs_own_steps(write):
     runs = {run.name: run for run in ladder_runs(load_ladder(write()))}
     cost = Cost(step=2.0, validation=30.0, start=500.0, memory=1.0)
@@ -161,6 +172,9 @@ def test_thinned_rows_keep_all_but_training_in_order(kinds, limit):
         ("rate: {by: width, reference: 0.05, lr: 1.0e-3, exponent: -0.5, source: a guess}", "",
          "rate: is missing, and size w0.025 has no lr of its own"),
         (", source: a guess", "", "rate.source: is required"),
+        (" exponent: -0.5,", "", "rate.exponent: is required, unless run.optimizer.parametriz"),
+        ("  batch: 1", "  optimizer: {parametrization: mup}",
+         "rate.exponent: -0.5 would come on top of mup"),
         ("name: tiny", "name: tiny\nablations: {width: 0.5, changes: {a: {}}}",
          "ablations.width: w0.5 is not one of the sizes w0.025, w0.05"),
         ("name: tiny", "name: tiny\nablations: {width: 0.05, changes: {a: {steps: 4}}}",
@@ -225,7 +239,7 @@ def test_a_slurm_array_has_a_task_for_each_trunk(write):
     assert sorted(said[-2:]) == ["--only=w0.025-i20-s2", "--only=w0.025-i40-s2"]
 
 
-def test_ablations_are_compared_within_seeds(write, write_run, tmp_path):
+def test_ablations_are_compared_within_seeds(write, write_run):
     psi = "{psi: {model.overrides.fusion: psi}}"
     ablations = f"ablations: {{width: 0.025, seeds: [1, 2, 3], changes: {psi}}}\n"
     text = (LADDER + ablations).replace("crops: [20, 40]", "crops: [40]")

@@ -1,5 +1,6 @@
 """The fused pair of 1×1 convolutions against the plain operations, values and gradients."""
 
+import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given
@@ -23,7 +24,7 @@ def test_the_residual_pair_is_its_definition(batch, height, width, expansion, da
     hidden = F.leaky_relu(F.conv2d(h, pair.expand_weight, pair.expand_bias), residual.SLOPE)
     expected = x + F.conv2d(hidden, pair.project_weight, pair.project_bias)
     # Fewer rows at a time than positions, and a rest that does not fill them.
-    rows, residual.CPU_ROWS = residual.CPU_ROWS, 64
+    rows, residual.CPU_ROWS = residual.CPU_ROWS, (64, 64)
     try:
         found = pair(x, h)
         weights = torch.randn(shape, dtype=torch.float64, generator=generator)
@@ -46,8 +47,8 @@ def test_products_see_rows_that_lie_together(monkeypatch):
         seen.extend((grad, x))
         return grad.t() @ x
 
-    monkeypatch.setattr(residual, "weight_gradient", recorded)
     monkeypatch.setattr(linear, "weight_gradient", recorded)
+    monkeypatch.setattr(linear, "CONVOLUTION_POSITIONS", 0)
     net = torch.nn.Sequential(
         residual.PConvRB(64, 2, 2),
         residual.DWConvRB(64),
@@ -74,3 +75,27 @@ def test_compiled_transforms_and_context_nets_give_the_same():
     ]
     for one, other in zip(*gradients, strict=True):
         assert torch.allclose(one, other, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("channels", [6, linear.ONEDNN_CHANNELS])
+def test_few_positions_by_convolution_give_what_products_give(channels, monkeypatch):
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(
+        residual.DWConvRB(channels), resampling.Conv1x1(channels, channels + 2)
+    )
+    x = torch.randn(2, channels, 8, 4).contiguous(memory_format=torch.channels_last)
+    x.requires_grad_()
+    by_convolution = net(x)
+    monkeypatch.setattr(linear, "CONVOLUTION_POSITIONS", 0)
+    by_products = net(x)
+    assert "Convolution" in type(by_convolution.grad_fn).__name__
+    assert "Convolution" not in type(by_products.grad_fn).__name__
+    assert by_convolution.is_contiguous(memory_format=torch.channels_last)
+    assert torch.allclose(by_convolution, by_products, atol=1e-6)
+    weights = torch.randn(by_products.shape)
+    found, expected = (
+        torch.autograd.grad(out, (x, *net.parameters()), weights)
+        for out in (by_convolution, by_products)
+    )
+    for one, other in zip(found, expected, strict=True):
+        assert torch.allclose(one, other, rtol=1e-4, atol=1e-5)

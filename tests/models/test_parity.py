@@ -74,7 +74,8 @@ def test_a_narrow_network_equals_the_reference(variant, alignment):
 
 
 @pytest.mark.parametrize(
-    "variant", ["phi", "base", "large", pytest.param("1b", marks=pytest.mark.slow)]
+    "variant",
+    ["phi", "base", "large", pytest.param("1b", marks=[pytest.mark.slow, pytest.mark.long])],
 )
 def test_the_published_programs_symbols_rates_and_pixels(variant):
     golden_path = SHARED / "parity" / f"golden_{variant}.json"

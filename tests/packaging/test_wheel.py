@@ -94,6 +94,11 @@ def test_the_whole_chain_runs_from_a_wheel(program, tmp_path):
     ).stdout
     assert found
     assert str(ROOT) not in found
+    configs = Path(found.strip()).parent / "configs"
+    installed = {path.relative_to(configs) for path in configs.rglob("*") if path.is_file()}
+    there = {path.relative_to(ROOT / "configs") for path in (ROOT / "configs").rglob("*")}
+    files = {path for path in there if (ROOT / "configs" / path).is_file()}
+    assert installed == {path for path in files if "records" not in path.parts}
     rng = np.random.default_rng(0)
     photos = tmp_path / "photos"
     photos.mkdir()

@@ -52,6 +52,23 @@ def test_the_count_is_what_a_real_step_runs():
     assert count_launches(SMALL, 256, False) == pytest.approx(ran, rel=0.2)
 
 
+def test_a_step_of_base_stays_below_what_it_was_brought_to():
+    """3827 before blocks, moves between grids and rates were joined (issue 23)."""
+    assert count_launches(model_config("base"), 256, False) < 2100
+
+
+def test_graphs_leave_the_moves_between_stages():
+    stages = 12 + 10 + 9  # of the transforms, coding steps, fusions after nine of them
+    left = count_launches(model_config("base"), 256, False, graphs=True)
+    assert 2 * stages < left < count_launches(model_config("base"), 256, False) / 3
+    # What is outside does not depend on what the stages hold.
+    deeper = model_config("base", depth=2)
+    assert count_launches(deeper, 256, False) > 1.5 * count_launches(SMALL, 256, False)
+    accumulated = count_launches(deeper, 256, False, graphs=True)
+    # But for adding up the gradients of what shared nets hold.
+    assert left < accumulated < 2 * left
+
+
 def test_launches_grow_with_recomputing_not_with_the_picture():
     kept = count_launches(SMALL, 256, False)
     # attention windows that fill a crop need no cutting: 2 % fewer
@@ -70,6 +87,8 @@ def test_a_small_batch_is_bound_by_launches_and_says_when_not():
     console.print(plan)
     text = " ".join(console.export_text().split())
     assert f"bound by launches: {launches} a step take" in text
+    left = count_launches(SMALL, 256, False, graphs=True)
+    assert (f"compile: blocks leaves {left} launches" in text) == (not best.checkpointing)
     crops = int(re.search(r"from micro_batch (\d+) on", text)[1])
 
     def arithmetic_over_launches(crops: int) -> float:

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch.autograd.graph import saved_tensors_hooks
 
-from hpcm_scale.bench.train import case, measure, predicted
+from hpcm_scale.bench.train_memory import measure, predicted
+from hpcm_scale.bench.train_workers import case
 from hpcm_scale.config import ModelChoice
 from hpcm_scale.models.zoo import build, model_config
 from hpcm_scale.planning.cluster_plan import deepspeed_files

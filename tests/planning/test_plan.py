@@ -146,6 +146,7 @@ def test_the_verb_recommends_and_fails_where_none_fits():
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_the_page_on_larger_clusters_is_what_plan_computes():
     """After a change: `hpcm-scale plan --model 1b --h100-report > .../H100_ESTIMATES.md`."""
     done = CliRunner().invoke(app, ["plan", "--model", "1b", "--h100-report"])

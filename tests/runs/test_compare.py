@@ -7,7 +7,7 @@ from typer.testing import CliRunner
 from hpcm_scale.cli import app
 
 
-def test_equal_runs_differ_in_speed_alone(write_run, tmp_path):
+def test_equal_runs_differ_in_speed_alone(write_run):
     one, other = write_run(100_000, folder="one"), write_run(100_000, folder="other")
     text = (other / "metrics.jsonl").read_text().replace('"seconds": 1.0', '"seconds": 2.0')
     (other / "metrics.jsonl").write_text(text)
@@ -16,7 +16,7 @@ def test_equal_runs_differ_in_speed_alone(write_run, tmp_path):
     assert "equal: 40 rows" in done.output
 
 
-def test_the_first_bit_that_differs_is_named(write_run, tmp_path):
+def test_the_first_bit_that_differs_is_named(write_run):
     one, other = write_run(100_000, folder="one"), write_run(100_000, folder="other")
     rows = [json.loads(line) for line in (other / "metrics.jsonl").read_text().splitlines()]
     rows[7]["loss"] *= 1 + 2**-52

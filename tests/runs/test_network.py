@@ -8,7 +8,7 @@ from hpcm_scale.config import RunConfig
 from hpcm_scale.errors import CheckpointError
 from hpcm_scale.models.zoo import chosen_model
 from hpcm_scale.runs.network import init_file, network_of
-from hpcm_scale.weights.model_file import bundled_model, read_info
+from hpcm_scale.weights.stored_model import bundled_model, read_info
 
 BUNDLED = "w0.125-0.013"
 

@@ -120,7 +120,7 @@ def test_conditions_that_differ_are_named(write_run):
     assert differing_conditions(runs) == ["batch (2 values)"]
 
 
-def test_a_copied_folder_is_left_out(write_run, tmp_path):
+def test_a_copied_folder_is_left_out(write_run):
     first = write_run(1000)
     write_run(2000)
     shutil.copytree(first, first.with_name("zcopy"))

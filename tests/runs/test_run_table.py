@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from hpcm_scale.errors import RunError
-from hpcm_scale.runs.run_table import Columns, number_of, read_tables
+from hpcm_scale.runs.cells import number_of
+from hpcm_scale.runs.run_table import Columns, read_tables
 
 ROWS = [
     {"Name": "a", "State": "finished", "params": 1e6, "tokens": 1e9, "val_loss": 3.5},

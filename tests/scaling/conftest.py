@@ -27,7 +27,9 @@ def write_run(tmp_path: Path) -> WriteRun:
         model: dict | None = None,
         folder: str | None = None,
         config: dict | None = None,
+        at_rate: Callable[[int, float], float] | None = None,
     ) -> Path:
+        """at_rate: loss of so many parameters at a λ of `model["rates"]`, before noise."""
         rng = np.random.default_rng((seed, parameters, images))
         name = folder or f"n{parameters}-d{images}-s{seed}-l{lmbda}"
         path = tmp_path / "runs" / name
@@ -37,7 +39,7 @@ def write_run(tmp_path: Path) -> WriteRun:
             "name": name,
             "config": {
                 "seed": seed,
-                "loss": {"lmbda": lmbda, "distortion": "mse"},
+                "loss": {"lmbda": lmbda, "distortion": "mse", "rate_balance": 0.5},
                 "model": {"architecture": "hpcm", **(model or {})},
                 **(config or {}),
             },
@@ -69,6 +71,13 @@ def write_run(tmp_path: Path) -> WriteRun:
                 "psnr": -10 * np.log10(mse), "bpp_y": 0.5 * value, "bpp_z": 0.1 * value,
                 "seconds": 1.0,
             }  # fmt: skip
+            if at_rate is not None:
+                rates = (model or {})["rates"]
+                middle = (rates[0] * rates[-1]) ** 0.5
+                for rate in rates:
+                    there = at_rate(parameters, rate) * own
+                    row |= {f"loss_{rate:g}": there * (middle / rate) ** 0.5}
+                    row |= {f"bpp_{rate:g}": 0.6 * there, f"psnr_{rate:g}": 30.0}
             lines.append(json.dumps({"kind": "train", **row}))
             lines.append(json.dumps({"kind": "val", **row}))
         (path / "metrics.jsonl").write_text("\n".join(lines) + "\n")

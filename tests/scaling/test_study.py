@@ -4,12 +4,20 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
+import pytest
 from typer.testing import CliRunner
 
 from hpcm_scale.cli import app
+from hpcm_scale.models.complexity import count_flops
+from hpcm_scale.models.zoo import model_config
+from hpcm_scale.runs.metrics_log import MetricsLog
+from hpcm_scale.runs.records import read_run, read_runs
+from hpcm_scale.scaling.sweeps import tuned_runs
 
 ROOT = Path(__file__).parents[2]
 RECORDS = ROOT / "configs" / "ladders" / "records" / "photos"
+STUDY = ROOT / "configs" / "ladders" / "STUDIES.md"
 SIZES = re.compile(r"w0\.(05|075|1|125|175|25)-s\d")
 
 
@@ -19,10 +27,107 @@ def test_the_page_says_what_the_fit_of_the_records_says(tmp_path):
     assert done.exit_code == 0, done.output
     (family,) = json.loads((tmp_path / "law.json").read_text())["families"]
     law = family["size_laws"]["loss"]["variable_projection"]["parameters"]
-    text = (ROOT / "configs" / "ladders" / "STUDIES.md").read_text()
+    text = STUDY.read_text()
     assert f"loss = {law['A']:.1f}·N^-{law['alpha']:.3f}" in text
     said = " ".join(done.output.split())
     predicted, low, high, measured = re.search(
         r"loss\(N\) held out: .*?others, (\S+) \((\S+) … (\S+)\); measured (\S+),", said
     ).groups()
     assert f"{predicted} ({low} to {high}); measured {measured}" in text
+
+
+def test_the_order_of_sizes_settles_when_the_page_says():
+    runs = [read_run(path) for path in RECORDS.glob("w0.*-s1") if path.name.count("-") == 1]
+    runs.sort(key=lambda run: -run.parameters["total"])
+    assert len(runs) == 7
+    settled = {}
+    for step in (500, 1000, 1500):
+        losses = [run.curve["loss"][run.curve["step"] == step].item() for run in runs]
+        settled[step] = losses == sorted(losses)
+    assert settled == {500: False, 1000: False, 1500: True}
+    for width, said in (("0.075", "3.2 % of the loss (three)"), ("0.05", "0.7 % (two)")):
+        ends = [
+            read_run(path).final["loss"]
+            for path in RECORDS.iterdir()
+            if re.fullmatch(rf"w{width}-s\d", path.name)
+        ]
+        spread = np.std(ends, ddof=1) / np.mean(ends)
+        assert f"{100 * spread:.1f} %" == said[:5]
+        assert said in STUDY.read_text()
+
+
+def _validations(folder: Path) -> list[dict]:
+    log = MetricsLog(folder)
+    log.update()
+    return [row for row in log.rows if row["kind"] == "val"]
+
+
+def test_the_second_recipe_ends_where_the_page_says():
+    records = RECORDS.parent / "principal"
+    text = " ".join(STUDY.read_text().split())
+    first, runs = (
+        [read_run(path) for path in sorted(folder.glob("w0.075-s?"))]
+        for folder in (RECORDS, records)
+    )
+    ends = np.array([run.final["loss"] for run in runs])
+    before = np.mean([run.final["loss"] for run in first])
+    largest = read_run(RECORDS / "w0.25-s1").final["loss"]
+    saved = 1 - ends.mean() / before
+    said = f"ends at {ends.mean():.3f} over four seeds, {100 * saved:.0f} % under the first "
+    assert len(ends) == 4
+    assert said + f"recipe's {before:.3f}" in text
+    assert ends.max() < largest
+    assert f"4.3 M parameters at {largest:.3f}" in text
+    starts = [row["loss"] for run in runs for row in _validations(run.folder) if row["step"] == 0]
+    assert f"{np.mean(starts):.3f} before the first step (three seeds" in text
+    spread = np.std(ends, ddof=1) / ends.mean()
+    assert f"deviation of {100 * spread:.2f} % of the loss" in text
+    ladder = ROOT / "configs" / "ladders" / "principal.yaml"
+    command = ["ladder", "compare", str(ladder), "--records", str(records)]
+    compared = CliRunner().invoke(app, command, env={"COLUMNS": "200"}).output
+    difference = re.search(r"official .*?([+-][\d.]+)%\s+([+-][\d.]+)% … ([+-][\d.]+)%", compared)
+    assert f"{difference[1]} % ({difference[2]} % to {difference[3]} %)" in text
+
+
+def test_the_page_says_which_learning_rates_were_best():
+    records = RECORDS.parent / "learning-rates"
+    text = STUDY.read_text()
+    mup, standard = (
+        tuned_runs(read_runs(sorted(records.glob(pattern))).runs)
+        for pattern in ("mup-*", "standard-*")
+    )
+    assert not mup.edges
+    (said,) = [line for line in mup.said if line.startswith("best learning rates")]
+    for rate, width in re.findall(r"([\d.]+) \(mup-w([\d.]+)-", said):
+        assert f"| {width} | {float(rate):.2g} |" in text
+    spread = re.search(r"a factor of ([\d.]+)$", said)[1]
+    assert f"they differ by a factor of {spread}" in text
+    # Without it the lowest and the highest rate tried were best: the factor is at least 4.
+    assert standard.edges == {"standard-w0.05-r0.008-s1", "standard-w0.25-r0.002-s1"}
+
+
+def test_the_hours_of_the_rest_are_those_of_the_records():
+    speeds: dict[str, list[float]] = {}
+    rates = []
+    for path in RECORDS.iterdir():
+        if SIZES.fullmatch(path.name):
+            log = MetricsLog(path)
+            log.update()
+            crops = [row["crops_per_second"] for row in log.rows if row["kind"] == "train"]
+            speeds.setdefault(path.name.split("-")[0], []).append(np.median(crops))
+            rates.append(np.median(crops) * read_run(path).train_flops_per_crop / 1e9)
+    hours = {width: 36_000 / np.median(found) / 3600 for width, found in speeds.items()}
+    text = STUDY.read_text()
+    assert f"| widths 0.05 to 0.25, one seed | {sum(hours.values()):.1f} |" in text
+    assert text.count(f"{6 * hours['w0.075']:.1f} |") == 2
+    assert f"median of {np.median(rates):.0f} GFLOP/s" in text
+
+
+@pytest.mark.slow
+def test_the_hours_of_the_peers_are_of_their_arithmetic():
+    text = STUDY.read_text()
+    speed = 1e9 * int(re.search(r"median of (\d+) GFLOP/s", text)[1])
+    for variant, name in (("elic", "ELIC"), ("dcae", "DCAE"), ("tcm", "TCM")):
+        widths = (0.05, 0.075, 0.1, 0.15, 0.25)
+        counted = sum(count_flops(model_config(variant, width), 256).train for width in widths)
+        assert f"{name} {36_000 * counted / speed / 3600:.1f}" in text

@@ -12,7 +12,7 @@ from hpcm_scale.runs.run_table import Columns, RunTable, read_tables
 from hpcm_scale.scaling.fit_results import Settings
 from hpcm_scale.scaling.outliers import down_weighted
 from hpcm_scale.scaling.plots import laws_side_by_side
-from hpcm_scale.scaling.table_study import table_study, tuned
+from hpcm_scale.scaling.table_study import table_study, tuned_table
 from tests.scaling.test_published import PUBLISHED, shared_runs
 
 SETTINGS = Settings(draws=200)
@@ -79,18 +79,20 @@ def test_the_best_of_each_sweep_of_rates_counts():
     loss[-1] *= 0.5  # the largest size is best at its highest rate
     names = [f"run{i}" for i in range(32)]
     table = RunTable("a", "tokens", names, n, d=None, c=None, loss=loss, differing=[], lr=lr)
-    kept, said = tuned(table)
-    assert kept.names == [*(f"run{4 * i + 1}" for i in range(7)), "run31"]
+    kept, edges, said = tuned_table(table)
+    assert table.kept(kept).names == [*(f"run{4 * i + 1}" for i in range(7)), "run31"]
+    assert edges == {"run31"}
     assert "the best rate's count: 8 of 32" in said[0]
-    assert "edge of its sweep at run28 (0.003)" in said[1]
+    assert "edge of its sweep at run31 (0.003)" in said[2]
     (family,) = table_study([table.kept(np.arange(28))], [], SETTINGS, None).families
     low, high = family.fitted[0].fit.interval("alpha").ends
     assert low < 0.2 < high
     assert "the best rate's count: 7 of 28" in family.cautions[0]
     # Seeds of one rate are no sweep.
     seeds = RunTable("a", "t", names, n, None, None, loss, [], lr=np.full(32, 1e-3))
-    kept, said = tuned(seeds)
+    kept, edges, said = tuned_table(seeds)
     assert len(kept) == 32
+    assert not edges
     assert said == []
 
 

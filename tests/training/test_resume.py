@@ -31,7 +31,7 @@ def config(out: Path, **changes) -> RunConfig:
 
 
 def resolve_resume(run: RunConfig, *how, model=None) -> ResumePoint:
-    return resume.resolve_resume(run, model or chosen_model(run.model), *how)
+    return resume.resolve_resume(run, model or chosen_model(run.model), *how, bf16=False)
 
 
 def old_record(run: RunConfig) -> dict:
@@ -106,6 +106,12 @@ def test_other_ranks_or_stages_go_through_the_universal_form(tmp_path):
     saved(run, 4)
     for ranks, stage, universal in ((2, 3, False), (1, 3, True), (2, 1, True)):
         assert resolve_resume(run, "auto", ranks, ZeroLayout(stage)).universal is universal
+    network = chosen_model(run.model)
+    assert not resume.resolve_resume(run, network, "auto", 2, ZERO3, bf16=True).universal
+    saved(run, 6, bf16=False)
+    for bf16 in (False, True):
+        start = resume.resolve_resume(run, network, "auto", 2, ZERO3, bf16=bf16)
+        assert start.universal is bf16
     with pytest.raises(CheckpointError, match="is of ZeRO stage 3, which stage 0 cannot continue"):
         resolve_resume(run, "auto", 2, ZeroLayout(0))
     with pytest.raises(CheckpointError, match="its optimizer state was in memory"):
@@ -194,6 +200,10 @@ def test_a_branch_of_an_older_checkpoint_reads_its_run(tmp_path):
     ("optimizer", "said"),
     [
         ({"freeze": ["g_a"]}, r"optimizer.freeze: was empty when .*; export that run and start"),
+        (
+            {"parametrization": "mup", "base_width": 0.1},
+            r"optimizer.parametrization: was standard when .* and is now mup",
+        ),
         ({"lr_factors": {"g_s": 0.1}}, r"optimizer.lr_factors: was empty when .* now \{'g_s'"),
     ],
 )

@@ -11,10 +11,12 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from hpcm_scale.config import ModelConfig
+from hpcm_scale.entropy.exact.scaled_weights import ScaledWeights
 from hpcm_scale.entropy.table_building import build_tables
 from hpcm_scale.errors import CheckpointError
 from hpcm_scale.models.zoo import build, model_config
-from hpcm_scale.weights.model_file import files_of, load_model, models_in, read_info, save_model
+from hpcm_scale.weights.model_file import load_model, save_model
+from hpcm_scale.weights.stored_model import files_of, models_in, read_info, read_stored
 
 CONFIG = model_config(
     "base",
@@ -102,6 +104,48 @@ def test_a_half_sized_file_is_of_rounded_parameters(path: Path, tmp_path: Path) 
         assert torch.equal(tensor, rounded[name])
     whole = tmp_path / "rounded.safetensors"
     assert save_model(whole, rounded, CONFIG).identity == written.identity == loaded.info.identity
+
+
+def test_a_file_in_bytes_is_of_the_integers_that_coding_takes(tmp_path: Path) -> None:
+    small, half = tmp_path / "bytes.safetensors", tmp_path / "half.safetensors"
+    written = save_model(small, _state(), CONFIG, in_bytes=True)
+    rounded = save_model(half, _state(), CONFIG, half=True)
+    assert written.arithmetic == rounded.arithmetic
+    assert small.stat().st_size < half.stat().st_size
+    loaded, before = load_model(small), load_model(half)
+    assert loaded.info.identity == written.identity
+    taken = moved = 0
+    for (name, tensor), other in zip(
+        loaded.network.state_dict().items(), before.network.state_dict().values(), strict=True
+    ):
+        if torch.equal(tensor, other):
+            continue
+        taken += tensor.numel()
+        rows = (weight.numpy().reshape(len(tensor), -1) for weight in (tensor, other))
+        ours, theirs = (ScaledWeights(w, np.zeros(len(w), np.float32), name) for w in rows)
+        assert np.array_equal(
+            ours.unit, (np.abs(tensor.numpy()).reshape(len(tensor), -1).max(1) / 127)
+        )
+        # Units have fewer digits: a weight half-way between two integers may become the other.
+        assert np.abs(ours.weight - theirs.weight).max() <= 1
+        moved += (ours.weight != theirs.weight).sum()
+    assert taken > 1000
+    assert moved < taken / 200
+    assert read_stored(small, "np").tensors.keys() == read_stored(half, "np").tensors.keys()
+
+
+def test_bytes_without_their_units_are_refused(tmp_path: Path) -> None:
+    small = tmp_path / "bytes.safetensors"
+    save_model(small, _state(), CONFIG, in_bytes=True)
+    with safe_open(small, "pt") as stored:
+        name = next(n for n in stored.keys() if n.endswith(".unit"))  # noqa: SIM118
+    for wrong in (torch.zeros(3), torch.zeros(1, dtype=torch.float16)):
+        _rewrite(small, {name: wrong})
+        with pytest.raises(CheckpointError, match="belongs to no weight in bytes"):
+            load_model(small)
+    elic = model_config("elic", width=0.05)
+    with pytest.raises(CheckpointError, match="no weights that coding takes as bytes"):
+        save_model(tmp_path / "e.safetensors", build(elic).state_dict(), elic, in_bytes=True)
 
 
 def test_every_damaged_part_is_found(path: Path) -> None:

@@ -173,7 +173,7 @@ _RATIOS = {1: (1, 1), 2: (12, 10), 3: (4, 3), 4: (3, 2), 5: (16, 9), 6: (5, 4), 
 
 
 def _jxl_sides(bits: _Bits) -> tuple[int, int]:
-    """Width and height."""
+    """Width and height of a JPEG XL image."""
     is_small = bits.take(1)
 
     def side() -> int:

@@ -15,7 +15,7 @@ _LARGEST_HEADER = 4096
 
 
 class Samples(NamedTuple):
-    """A decoded file."""
+    """Samples of a decoded file, and their range."""
 
     values: np.ndarray
     """(H, W, 1 to 4) uint8 or uint16: grey, grey and alpha, RGB, or RGB and alpha."""

@@ -53,7 +53,6 @@ NAMES = {
     "cICP": "cicp",
 }
 """Tags by the names that people know them by -> fields of `Metadata`."""
-COLOUR_TAGS = ("gAMA", "cHRM", "sRGB", "cICP")
 
 
 def colour_chunks(metadata: Metadata) -> Iterator[tuple[bytes, bytes]]:

@@ -81,16 +81,6 @@ class Block:
                 found.append(Entry(tag, kind, number, values, size))
         return found
 
-    def next_directory(self, at: int) -> int:
-        """The place of the directory after the one at `at`; 0 if there is none."""
-        counter, row, place = ("Q", 20, "Q") if self.big else ("H", 12, "I")
-        try:
-            (count,) = struct.unpack_from(self.order + counter, self.data, at)
-            end = at + struct.calcsize(counter) + count * row
-            return struct.unpack_from(self.order + place, self.data, end)[0]
-        except struct.error:
-            return 0
-
     def integers(self, entry: Entry) -> tuple[int, ...]:
         """The values of a tag of integers; of another kind, none."""
         code = _INTEGERS.get(entry.kind)

@@ -8,7 +8,7 @@ from hpcm_scale.config.model import ModelConfig, scaled_blocks, scaled_channels
 from hpcm_scale.config.strict import Positive
 
 GROUP_MULTIPLE = 4
-"""What a scaled group's channels are a multiple of."""
+"""Divides a scaled group's channels."""
 
 
 class LalicConfig(ModelConfig):

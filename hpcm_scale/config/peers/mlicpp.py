@@ -8,7 +8,7 @@ from hpcm_scale.config.model import ModelConfig, scaled_blocks, scaled_channels
 from hpcm_scale.config.strict import Positive
 
 SLICE_MULTIPLE = 4
-"""What a slice's channels are a multiple of: the widths of its nets step by a quarter of it."""
+"""Divides a slice's channels: the widths of its nets step by a quarter of it."""
 
 
 class MlicppConfig(ModelConfig):

@@ -5,7 +5,13 @@ meant is the integer over `GRID`. Between two grid tensors a layer computes in f
 of a power of two that stay below `EXACT` of them, so that every product and sum is exact.
 """
 
-from torch import Tensor
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 GRID_BITS = 10
 GRID = 1 << GRID_BITS
@@ -16,6 +22,20 @@ EXACT = 1 << 53
 """float64 represents every integer up to this."""
 
 
-def requantize(x: Tensor) -> Tensor:
-    """The nearest grid integers (halves to even), clamped to ±LIMIT, in place."""
-    return x.round_().clamp_(-LIMIT, LIMIT)
+def requantize(x: Tensor, most: float = math.inf) -> Tensor:
+    """The nearest grid integers (halves to even), clamped to ±LIMIT, in place.
+
+    Args:
+        most: that no magnitude in x is above; where it is within the grid, nothing need be clamped.
+    """
+    x = x.round_()
+    return x if most < LIMIT else x.clamp_(-LIMIT, LIMIT)
+
+
+def divide(x: Tensor, divisor: float) -> Tensor:
+    """x / divisor in place, each quotient the nearest floating-point number.
+
+    By a number of the host CUDA does not divide: it multiplies by the number's reciprocal, which
+    puts some quotients on the other side of a half.
+    """
+    return x.div_(x.new_full((), divisor))

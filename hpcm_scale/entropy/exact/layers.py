@@ -3,38 +3,37 @@
 Every layer works on some image rows at a time, which stay in the processor's cache.
 """
 
+import math
 from collections.abc import Iterator
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hpcm_scale.entropy.exact.grid import EXACT, LIMIT, requantize
-from hpcm_scale.entropy.exact.product import (
+from hpcm_scale.entropy.exact.grid import LIMIT, requantize
+from hpcm_scale.entropy.exact.integer_weights import (
     SLOPE_DENOMINATOR,
     SLOPE_NUMERATOR,
     Addend,
-    IntegerWeights,
-    Product,
 )
-from hpcm_scale.errors import CheckpointError
+from hpcm_scale.entropy.exact.kernels import ORIGINAL_KERNELS, Kernels
+from hpcm_scale.entropy.exact.product import Product
 from hpcm_scale.models.blocks.resampling import Conv1x1, Up2x2
 from hpcm_scale.models.blocks.residual import DWConvRB, PConvRB, ResidualPair
 from hpcm_scale.models.context import ContextStep
 
-ELEMENTS = 192 * 1024
+ELEMENTS = 384 * 1024
 """Positions times channels that a layer handles at a time, about."""
-SCALE_BITS = 12
-"""A step scale is an integer over 2^12."""
 
 
 class ExactLinear(nn.Module):
     """A 1×1 convolution."""
 
-    def __init__(self, layer: Conv1x1, name: str) -> None:
+    def __init__(
+        self, layer: Conv1x1 | nn.Linear, name: str, kernels: Kernels = ORIGINAL_KERNELS
+    ) -> None:
         super().__init__()
-        self._product = Product(layer.weight.flatten(1), layer.bias, name)
+        self._product = kernels.product(layer.weight.flatten(1), layer.bias, name)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, I, H, W) -> (B, O, H, W)."""
@@ -48,14 +47,25 @@ class ExactLinear(nn.Module):
         return out.permute(0, 3, 1, 2)
 
 
+class ExactRows(ExactLinear):
+    """A linear layer over the channels of positions."""
+
+    def __init__(self, layer: nn.Linear, name: str, kernels: Kernels = ORIGINAL_KERNELS) -> None:
+        super().__init__(layer, name, kernels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, H, W, I) -> (B, H, W, O)."""
+        return super().forward(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+
+
 class ExactUp(nn.Module):
     """A 2×2 transposed convolution of stride 2."""
 
-    def __init__(self, layer: Up2x2, name: str) -> None:
+    def __init__(self, layer: Up2x2, name: str, kernels: Kernels = ORIGINAL_KERNELS) -> None:
         super().__init__()
         weight = layer.weight.permute(2, 3, 1, 0).flatten(0, 2)
         assert layer.bias is not None  # the class is made with one
-        self._product = Product(weight, layer.bias.repeat(4), name)
+        self._product = kernels.product(weight, layer.bias.repeat(4), name)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, I, h, w) -> (B, O, 2h, 2w)."""
@@ -69,25 +79,37 @@ class ExactUp(nn.Module):
 class _Pair:
     """x + a pair of 1×1 convolutions of h, with LeakyReLU between them, over rows."""
 
-    def __init__(self, pair: ResidualPair, name: str) -> None:
-        self._expand = Product(
+    def __init__(self, pair: ResidualPair, name: str, kernels: Kernels) -> None:
+        self._expand = kernels.product(
             pair.expand_weight.flatten(1),
             pair.expand_bias,
             f"{name}.expand",
             sloped=True,
         )
-        self._project = Product(
+        self._project = kernels.product(
             pair.project_weight.flatten(1), pair.project_bias, f"{name}.project", Addend(LIMIT)
         )
+        self.expansion = len(pair.expand_weight) // len(pair.project_weight)
 
     def operands(self) -> tuple[Tensor, Tensor]:
         return self._expand.operand(), self._project.operand()
 
+    def takes_ones(self, operands: tuple[Tensor, Tensor]) -> bool:
+        """Whether h is best given in float64 with a column of ones, which adds the bias."""
+        return isinstance(self._expand, Product) and operands[0].dtype == torch.float64
+
     def __call__(self, x: Tensor, h: Tensor, operands: tuple[Tensor, Tensor]) -> Tensor:
-        """x, h (R, C) -> (R, C) float64, settled."""
-        hidden = self._expand.multiply(h, operands[0])
+        """x (R, C), h (R, C) or, with ones, (R, C + 1) -> (R, C), settled."""
+        expand, project = self._expand, self._project
+        hidden = expand.multiply(h, operands[0])
         F.leaky_relu_(hidden, SLOPE_NUMERATOR / SLOPE_DENOMINATOR)
-        return requantize(self._project.multiply(requantize(hidden), operands[1]).add_(x))
+        most = most_total = math.inf
+        if isinstance(expand, Product) and isinstance(project, Product) and x.device.type == "cpu":
+            # Most inputs are so small that no sum can reach what is clamped.
+            most = expand.largest_sum(largest_of(h))
+            most_total = project.largest_sum(most) + largest_of(x)
+        hidden = requantize(hidden, most)
+        return requantize(project.multiply(hidden, operands[1]).add_(x), most_total)
 
 
 class _Block(nn.Module):
@@ -100,9 +122,10 @@ class _Block(nn.Module):
         v = x.permute(0, 2, 3, 1)
         out = torch.empty_like(v, memory_format=torch.contiguous_format)
         operands, spatial = self._pair.operands(), self._spatial_operand()
-        for part in strips(v):
+        ones = self._pair.takes_ones(operands)
+        for part in strips(v, taps=self._pair.expansion):
             rows = v[part]
-            mixed = self._mix(rows, bordered(v, part), spatial)
+            mixed = self._mix(rows, bordered(v, part), spatial, ones)
             done = self._pair(rows.flatten(0, 1), mixed.flatten(0, 1), operands)
             out[part] = done.view(rows.shape)
         return out.permute(0, 3, 1, 2)
@@ -111,57 +134,59 @@ class _Block(nn.Module):
         """Weights in the form that `_mix` takes."""
         raise NotImplementedError
 
-    def _mix(self, rows: Tensor, around: Tensor, operand: Tensor) -> Tensor:
-        """The pair's h (r, W, C) from image rows (r, W, C) and their surroundings."""
+    def _mix(self, rows: Tensor, around: Tensor, operand: Tensor, ones: bool) -> Tensor:
+        """The pair's h (r, W, C) from image rows (r, W, C) and their surroundings.
+
+        Args:
+            ones: whether h may have a column of ones, (r, W, C + 1).
+        """
         raise NotImplementedError
 
 
 class ExactDWConvRB(_Block):
     """A DWConvRB in exact arithmetic."""
 
-    def __init__(self, block: DWConvRB, name: str) -> None:
+    def __init__(self, block: DWConvRB, name: str, kernels: Kernels = ORIGINAL_KERNELS) -> None:
         super().__init__()
         layer = block.depthwise
         assert layer.bias is not None  # the block makes it with one
-        kernel, bias = (p.detach().cpu().numpy() for p in (layer.weight.flatten(1), layer.bias))
-        weights = IntegerWeights(kernel, bias, f"{name}.depthwise")
-        unit = np.ldexp(1.0, -weights.shift)
-        device = layer.weight.device
-        taps = (weights.weight * unit[:, None]).T.reshape(3, 3, -1)
-        self._taps = torch.from_numpy(taps).to(device)
-        self._bias = torch.from_numpy(weights.bias * unit).to(device)
-        self._pair = _Pair(block.pair, f"{name}.pair")
+        self._depthwise = kernels.depthwise(
+            layer.weight.flatten(1), layer.bias, f"{name}.depthwise"
+        )
+        self._pair = _Pair(block.pair, f"{name}.pair", kernels)
 
     def _spatial_operand(self) -> Tensor:
-        return self._taps
+        return self._depthwise.taps
 
-    def _mix(self, rows: Tensor, around: Tensor, operand: Tensor) -> Tensor:
-        out = self._bias.expand(rows.shape).clone()
-        for view, tap in zip(neighbours(around), operand.flatten(0, 1), strict=True):
-            out.addcmul_(view, tap)
-        return requantize(out)
+    def _mix(self, rows: Tensor, around: Tensor, operand: Tensor, ones: bool) -> Tensor:
+        return requantize(self._depthwise.sums(around, neighbours, operand))
 
 
 class ExactPConvRB(_Block):
     """A PConvRB in exact arithmetic."""
 
-    def __init__(self, block: PConvRB, name: str) -> None:
+    def __init__(self, block: PConvRB, name: str, kernels: Kernels = ORIGINAL_KERNELS) -> None:
         super().__init__()
         layer = block.partial
         # In the order of the neighbours, all channels of one after those of the one before.
         weight = layer.weight.permute(0, 2, 3, 1).flatten(1)
-        self._product = Product(weight, layer.bias, f"{name}.partial")
-        self._pair = _Pair(block.pair, f"{name}.pair")
+        self._product = kernels.product(weight, layer.bias, f"{name}.partial")
+        self._pair = _Pair(block.pair, f"{name}.pair", kernels)
 
     def _spatial_operand(self) -> Tensor:
         return self._product.operand()
 
-    def _mix(self, rows: Tensor, around: Tensor, operand: Tensor) -> Tensor:
-        count = self._product.outputs
-        columns = torch.cat(list(neighbours(around[..., :count])), dim=-1)
-        out = rows.double()
+    def _mix(self, rows: Tensor, around: Tensor, operand: Tensor, ones: bool) -> Tensor:
+        count, channels = self._product.outputs, rows.shape[2]
+        # Made wide before there are nine of each.
+        around = around[..., :count].to(operand.dtype if ones else around.dtype)
+        columns = patches(around.contiguous(), 3)
         spatial = requantize(self._product.multiply(columns.flatten(0, 1), operand))
+        shape, dtype = (*rows.shape[:2], channels + ones), torch.float64 if ones else rows.dtype
+        out = torch.empty(shape, dtype=dtype, device=rows.device)
         out[..., :count] = spatial.view(*rows.shape[:2], count)
+        out[..., count:channels] = rows[..., count:]
+        out[..., channels:] = 1
         return out
 
 
@@ -181,10 +206,16 @@ class ExactSharedNet(nn.Module):
 class ExactContextStep(nn.Module):
     """A step's adaptor and its scale on the shared net's middle."""
 
-    def __init__(self, step: ContextStep, adaptor: nn.Module, name: str) -> None:
+    def __init__(
+        self,
+        step: ContextStep,
+        adaptor: nn.Module,
+        name: str,
+        kernels: Kernels = ORIGINAL_KERNELS,
+    ) -> None:
         super().__init__()
         self.adaptor = adaptor
-        self._scale = integer_scale(step, name) / (1 << SCALE_BITS)
+        self._scale = kernels.step_scale(step.scale, name)
 
     def forward(self, context: Tensor, y_hat: Tensor, shared: ExactSharedNet) -> Tensor:
         """ψ (B, 2M, h, w) from the context (B, 2M, h, w) and the latents so far (B, M, h, w)."""
@@ -203,25 +234,15 @@ class ExactQuadtreeStep(nn.Module):
         return shared(self.adaptor(_with_latents(params, y_hat)))
 
 
-def integer_scale(step: ContextStep, name: str) -> Tensor:
-    """A step's scale (1, 3M, 1, 1) as integers over 2^12, in float64.
-
-    Raises:
-        CheckpointError: if its products could leave what float64 represents exactly.
-    """
-    scale = step.scale.detach().double().mul(1 << SCALE_BITS).round()
-    largest = float(scale.abs().max())
-    if not largest * LIMIT < EXACT:
-        raise CheckpointError(
-            f"{name}.scale: is up to {largest / (1 << SCALE_BITS):.4g}, exact arithmetic allows "
-            f"{EXACT // LIMIT >> SCALE_BITS}; the training diverged, export an earlier checkpoint"
-        )
-    return scale
-
-
 def _with_latents(context: Tensor, y_hat: Tensor) -> Tensor:
     """Input of an adaptor. ŷ is not bounded by the grid as activations are."""
     return torch.cat([context, y_hat.clamp(-LIMIT, LIMIT)], dim=1)
+
+
+def largest_of(x: Tensor) -> float:
+    """The largest magnitude in a tensor that is not empty."""
+    low, high = torch.aminmax(x)
+    return max(-float(low), float(high))
 
 
 def strips(v: Tensor, multiple: int = 1, taps: int = 1) -> Iterator[tuple[int, slice]]:
@@ -238,15 +259,23 @@ def strips(v: Tensor, multiple: int = 1, taps: int = 1) -> Iterator[tuple[int, s
 
 
 def bordered(v: Tensor, part: tuple[int, slice], reach: int = 1) -> Tensor:
-    """Image rows of (B, H, W, C) with `reach` positions around them, zeros outside: float64."""
+    """Image rows of (B, H, W, C) with `reach` positions around them, zeros outside."""
     i, rows = part
     h, w, c = v.shape[1:]
     height = rows.stop - rows.start + 2 * reach
-    out = torch.zeros(height, w + 2 * reach, c, dtype=torch.float64, device=v.device)
+    out = v.new_zeros(height, w + 2 * reach, c)
     first, last = max(rows.start - reach, 0), min(rows.stop + reach, h)
     start = first - (rows.start - reach)
     out[start : start + last - first, reach : reach + w] = v[i, first:last]
     return out
+
+
+def patches(around: Tensor, side: int) -> Tensor:
+    """What `bordered` gives, contiguous -> all that each position meets: (r, W, side²·C)."""
+    height, w, c = around.shape
+    shape = (height - side + 1, w - side + 1, side, side * c)
+    # A kernel's row of channels is one run of memory.
+    return around.as_strided(shape, (w * c, c, w * c, 1)).flatten(2)
 
 
 def neighbours(around: Tensor, reach: int = 1) -> Iterator[Tensor]:

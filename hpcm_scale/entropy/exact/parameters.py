@@ -1,57 +1,43 @@
 """The entropy path in exact arithmetic: the network's own walk over layers of integers."""
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hpcm_scale.entropy.exact.attention import ExactWindowFusion
-from hpcm_scale.entropy.exact.convolution import (
-    ExactCheckerboardConv,
-    ExactConv,
-    ExactDeconv,
-)
+from hpcm_scale.entropy.exact.arithmetic import ORIGINAL, Arithmetic
 from hpcm_scale.entropy.exact.grid import GRID, LIMIT, requantize
+from hpcm_scale.entropy.exact.integer_weights import integer_scale
+from hpcm_scale.entropy.exact.kernels import ORIGINAL_KERNELS, Calibration, Kernels
 from hpcm_scale.entropy.exact.layers import (
     ExactContextStep,
-    ExactDWConvRB,
-    ExactLinear,
-    ExactPConvRB,
     ExactQuadtreeStep,
     ExactSharedNet,
-    ExactUp,
-    integer_scale,
 )
-from hpcm_scale.entropy.parameters import CodeStep, StepCoding
+from hpcm_scale.entropy.exact.registry import BLOCKS, LAYERS
+from hpcm_scale.entropy.parameters import CodeStep, FloatParameters, StepCoding
 from hpcm_scale.entropy.tables import Tables
 from hpcm_scale.errors import CheckpointError
 from hpcm_scale.models.baselines.dcvc_dc import QuadtreeStep
-from hpcm_scale.models.blocks.checkerboard_context import CheckerboardConv
-from hpcm_scale.models.blocks.resampling import Conv1x1, Up2x2
-from hpcm_scale.models.blocks.residual import DWConvRB, PConvRB
+from hpcm_scale.models.blocks.hyper_pair import HyperPair
 from hpcm_scale.models.codec_network import CodecNetwork
-from hpcm_scale.models.context import ContextStep, SharedNet, WindowFusion
+from hpcm_scale.models.context import ContextStep, SharedNet
+from hpcm_scale.models.transforms import Transform
 
-_LAYERS = {
-    Conv1x1: ExactLinear,
-    Up2x2: ExactUp,
-    DWConvRB: ExactDWConvRB,
-    PConvRB: ExactPConvRB,
-    WindowFusion: ExactWindowFusion,
-    nn.Conv2d: ExactConv,
-    nn.ConvTranspose2d: ExactDeconv,
-    CheckerboardConv: ExactCheckerboardConv,
-}
 _COMPARING = (nn.ReLU, nn.Identity)
 """Layers that take and give grid tensors as they are."""
 
-ARCHITECTURES = ("hpcm", "dcvc-dc-intra", "elic")
+ARCHITECTURES = (
+    *("hpcm", "dcvc-dc-intra"),
+    *("elic", "stf", "weconvene", "dcae", "tcm", "lalic", "mambavc", "mlicpp", "flic"),
+)
 """Those that have an exact path: also what their walks do beside calling layers is exact."""
 LISTED = 4
 """Layers that a refusal names."""
-_FLOATING = {"g_a", "g_s", "h_a", "z_prior"}
+_FLOATING = {"g_a", "g_s", "h_a", "z_prior", "gains"}
 """Parts of a network that stay as they are: no table and no mean depends on them."""
 
 
@@ -65,18 +51,26 @@ class ExactParameters:
 
     portable = True
 
-    def __init__(self, network: CodecNetwork, tables: Tables) -> None:
-        self._network = exact_network(network)
+    def __init__(
+        self, network: CodecNetwork, tables: Tables, arithmetic: Arithmetic = ORIGINAL
+    ) -> None:
+        self._network = exact_network(network, Kernels(arithmetic))
         centre = network.z_prior.centre
         self._z_mean = requantize(centre.double() * GRID)
         boundaries = np.floor(tables.boundaries.astype(np.float64) * GRID)
         self._boundaries = torch.from_numpy(boundaries.astype(np.float32)).to(centre.device)
+        self._uncentred = None if network.centred else FloatParameters(network, tables).coding
 
     def hyper_symbols(self, z: Tensor) -> Tensor:
         return (z - (self._z_mean / GRID).to(z.dtype)).round()
 
     def walk(self, z_symbols: Tensor, code: CodeStep) -> Tensor:
         def coded(step: int, scale: Tensor, mean: Tensor) -> Tensor:
+            if self._uncentred is not None:
+                # Grid integers over 1024 are single-precision numbers, as are their distances from
+                # the nearest integer.
+                coding = self._uncentred(scale / GRID, mean / GRID)
+                return coding.latents(code(step, coding)) * GRID
             index = torch.bucketize(scale.contiguous(), self._boundaries, out_int32=True)
             symbols = code(step, StepCoding(index, mean / GRID, scale / GRID))
             return (symbols.double().mul_(GRID).add_(mean)).float()
@@ -86,7 +80,36 @@ class ExactParameters:
         return self._network.code_steps(self._network.h_s(z_hat), coded) / GRID
 
 
-def check_exact(network: CodecNetwork) -> None:
+def calibrated(network: CodecNetwork) -> Arithmetic:
+    """The arithmetic that suits a network; the original for an architecture that has none.
+
+    Holds the integers of one layer at a time.
+
+    Raises:
+        CheckpointError: naming the layer.
+    """
+    calibration = Calibration()
+    _check(network, calibration)
+    return calibration.arithmetic if network.config.architecture in ARCHITECTURES else ORIGINAL
+
+
+def byte_weights(shapes: Mapping[str, tuple[int, ...]], arithmetic: Arithmetic) -> set[str]:
+    """The parameters, by name, that an HPCM model's exact path takes as bytes: of its products.
+
+    Args:
+        shapes: of all parameters.
+    """
+
+    def is_narrow(name: str) -> bool:
+        path = name.partition(".")[0] not in _FLOATING
+        product = name.endswith("weight") and len(shapes[name]) == 4 and shapes[name][1] > 1
+        # Layers with several weights name each: `pair.expand` is of `pair.expand_weight`.
+        return path and product and not any(name.startswith(wide) for wide in arithmetic.wide)
+
+    return {name for name in shapes if arithmetic.version == 2 and is_narrow(name)}
+
+
+def check_exact(network: CodecNetwork, arithmetic: Arithmetic) -> None:
     """Refuse a network whose sums could overflow; one of an architecture without is let pass.
 
     Holds the integers of one layer at a time.
@@ -94,22 +117,28 @@ def check_exact(network: CodecNetwork) -> None:
     Raises:
         CheckpointError: naming the layer.
     """
+    _check(network, Kernels(arithmetic))
+
+
+def _check(network: CodecNetwork, kernels: Kernels) -> None:
     if network.config.architecture not in ARCHITECTURES:
         return
     for name, module in network.named_children():
         if name not in _FLOATING:
-            _check_layers(module, name)
+            _check_layers(module, name, kernels)
 
 
-def _check_layers(module: nn.Module, name: str) -> None:
-    layer = _LAYERS.get(type(module))
+def _check_layers(module: nn.Module, name: str, kernels: Kernels) -> None:
+    layer = LAYERS.get(type(module))
     if layer is not None:  # its parts are no layers of their own
-        layer(module, name)
+        layer(module, name, kernels)
         return
     if isinstance(module, ContextStep):
-        integer_scale(module, name)
+        integer_scale(module.scale.detach().double().cpu().numpy(), name)
+    if type(module) in BLOCKS:
+        BLOCKS[type(module)](module, {}, name, kernels)
     for part, child in module.named_children():
-        _check_layers(child, f"{name}.{part}")
+        _check_layers(child, f"{name}.{part}", kernels)
 
 
 def refused(network: CodecNetwork) -> str | None:
@@ -134,17 +163,18 @@ def obstacles(network: CodecNetwork) -> list[str]:
 
 def _inexact(module: nn.Module, name: str) -> Iterator[tuple[str, str]]:
     """Name and kind of the layers inside `module` that have no exact counterpart."""
-    if type(module) in (*_LAYERS, *_COMPARING):
+    if type(module) in (*LAYERS, *_COMPARING):
         return
     children = list(module.named_children())
     owns = any(True for _ in module.parameters(recurse=False))
-    if not isinstance(module, (ContextStep, nn.ModuleList)) and (owns or not children):
+    made = (ContextStep, nn.ModuleList, *BLOCKS)
+    if not isinstance(module, made) and (owns or not children):
         yield name, type(module).__name__
     for part, child in children:
         yield from _inexact(child, f"{name}.{part}")
 
 
-def exact_network(network: CodecNetwork) -> CodecNetwork:
+def exact_network(network: CodecNetwork, kernels: Kernels = ORIGINAL_KERNELS) -> CodecNetwork:
     """A twin of `network` whose entropy path takes and gives grid tensors.
 
     Raises: as `ExactParameters`.
@@ -157,25 +187,32 @@ def exact_network(network: CodecNetwork) -> CodecNetwork:
         )
     twin = copy.copy(network)
     twin._modules = dict(network._modules)
+    device = network.z_prior.centre.device
     for name in twin._modules.keys() - _FLOATING:
-        setattr(twin, name, _exact(getattr(network, name), name))
+        setattr(twin, name, _exact(getattr(network, name), name, kernels).to(device))
     return twin
 
 
-def _exact(module: nn.Module, name: str) -> nn.Module:
+def _exact(module: nn.Module, name: str, kernels: Kernels) -> nn.Module:
     """The exact layer, or container of exact layers, of `module`."""
-    layer = _LAYERS.get(type(module))
+    layer = LAYERS.get(type(module))
     if layer is not None:
-        return layer(module, name)
-    parts = {part: _exact(child, f"{name}.{part}") for part, child in module.named_children()}
+        return layer(module, name, kernels)
+    parts = {
+        part: _exact(child, f"{name}.{part}", kernels) for part, child in module.named_children()
+    }
     if isinstance(module, ContextStep):
-        return ExactContextStep(module, parts["adaptor"], name)
+        return ExactContextStep(module, parts["adaptor"], name, kernels)
     if isinstance(module, QuadtreeStep):
         return ExactQuadtreeStep(parts["adaptor"])
     if isinstance(module, SharedNet):
         return ExactSharedNet(parts["before"], parts["after"])
     if isinstance(module, _COMPARING):
         return module
+    if type(module) in BLOCKS:
+        return BLOCKS[type(module)](module, parts, name, kernels)
+    if isinstance(module, HyperPair):
+        return HyperPair(*(cast(Transform, parts[part]) for part in ("mean", "scale")))
     if isinstance(module, nn.Sequential):
         return nn.Sequential(*parts.values())
     return type(module)(parts.values())  # a ModuleList

@@ -7,29 +7,19 @@ three times as fast.
 """
 
 import os
+from collections.abc import Callable, Iterator
 from functools import cache
-from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from hpcm_scale.entropy.exact.grid import EXACT, GRID_BITS, LIMIT
-from hpcm_scale.errors import CheckpointError
-from hpcm_scale.models.torch_internals import has_vnni, int_mm
+from hpcm_scale.entropy.exact.integer_weights import NOTHING, Addend, IntegerWeights
+from hpcm_scale.entropy.exact.scaled_weights import BYTE, TWO_DIGIT_MAX
+from hpcm_scale.models.torch_internals import has_byte_products, has_vnni, int_mm
 
-WEIGHT_BITS = 13
-"""log2 of the largest integer weight; the largest of every output channel is at least half that."""
-LARGEST_SHIFT = 24
-"""Largest exponent k: an output channel of tiny weights rounds them to multiples of 2^-24."""
-SLOPE_NUMERATOR, SLOPE_DENOMINATOR = 41, 4096
-"""LeakyReLU's slope, 0.01 as a ratio."""
 DIGIT = 128
 """Base of the two digits of a weight: the low one is -64..63, the high one -64..64."""
-BYTE = 256
-"""Base of the two digits of an activation, -128..127."""
-TWO_DIGIT_MAX = 127 * BYTE + 127
-"""Activations up to this have two digits; of the few beyond, multiples of `TOP` are taken apart."""
 TOP = 1 << 15
 LARGEST_INPUTS = 1 << 16
 """So many products of digits stay below 2^31 in sum."""
@@ -39,69 +29,13 @@ TRIAL = 4096
 """Bytes of each sum that is tried before byte products are relied on."""
 OUTPUTS = 256
 """Output channels whose weights are made integers at a time."""
+LEAST_CHANNELS = 384
+"""Of fewer inputs or outputs, sums are quicker in float64 on a CPU than in bytes: taking digits
+apart and putting sums together costs more than is won."""
 
 
-class Addend(NamedTuple):
-    """An addend of a layer's sum, added before it is rounded."""
-
-    largest: int
-    """Its largest magnitude, in grid points."""
-    bits: int = 0
-    """It is a multiple of 2^-bits grid points."""
-
-
-NOTHING = Addend(0)
-
-
-class IntegerWeights:
-    """The weights of a linear layer as integers times a power of two per output channel.
-
-    Args:
-        weight: (O, K), finite.
-        bias: (O,).
-        name: of the layer, for errors.
-        added: what is added to the sum before it is rounded.
-        sloped: whether LeakyReLU's slope multiplies the sum before it is rounded.
-
-    Raises:
-        CheckpointError: if a sum could leave what float64 represents exactly.
-    """
-
-    def __init__(
-        self,
-        weight: np.ndarray,
-        bias: np.ndarray,
-        name: str,
-        addend: Addend = NOTHING,
-        sloped: bool = False,
-    ) -> None:
-        weight, bias = weight.astype(np.float64), bias.astype(np.float64)
-        largest = np.abs(weight).max(axis=1)
-        _, exponent = np.frexp(largest)
-        shift = np.minimum(WEIGHT_BITS - exponent, LARGEST_SHIFT)
-        shift[largest == 0] = LARGEST_SHIFT
-        if shift.min() < 0:
-            raise CheckpointError(
-                f"{name}: has a weight of {largest.max():.4g}, exact arithmetic allows less than "
-                f"{1 << WEIGHT_BITS}; the training diverged, export an earlier checkpoint"
-            )
-        self.shift = shift
-        """(O,): k of every output channel; a weight is its integer over 2^k."""
-        self.weight = np.rint(np.ldexp(weight, shift[:, None]))
-        """(O, K), integers of at most 2^13 in float64."""
-        self.bias = np.rint(np.ldexp(bias, shift + GRID_BITS))
-        """(O,), integers in float64, in units of 2^-k grid points."""
-        # In units of which the sum, and what is added to it, are both multiples.
-        finest = np.maximum(shift, addend.bits)
-        bound = np.abs(self.weight).sum(axis=1) * LIMIT + np.abs(self.bias)
-        bound = np.ldexp(bound, finest - shift) + np.ldexp(float(addend.largest), finest)
-        if sloped:
-            bound *= SLOPE_NUMERATOR
-        if not bound.max() < EXACT:  # a NaN is no bound either
-            raise CheckpointError(
-                f"{name}: its sums could reach 2^{np.log2(bound.max()):.1f}, exact arithmetic "
-                "allows less than 2^53; the training diverged, export an earlier checkpoint"
-            )
+Views = Callable[[Tensor], Iterator[Tensor]]
+"""What surrounds some rows -> the (r, W, C) that each tap of a kernel meets."""
 
 
 class Product:
@@ -124,7 +58,7 @@ class Product:
         if bias is None:
             bias = weight.new_zeros(outputs)
         digits = np.empty((3 * inputs, outputs), np.int8)
-        units, biases = np.empty(outputs), np.empty(outputs)
+        units, biases, reaches = np.empty(outputs), np.empty(outputs), np.empty(outputs)
         # Some outputs at a time: in float64, whole layers of a large network would fill memory.
         for start in range(0, outputs, OUTPUTS):
             part = slice(start, start + OUTPUTS)
@@ -135,6 +69,8 @@ class Product:
             digits[:, part] = np.concatenate([2 * low, high, low])
             units[part] = np.ldexp(1.0, -integers.shift)
             biases[part] = integers.bias * units[part]
+            reaches[part] = np.abs(integers.weight).sum(axis=1) * units[part]
+        self._reach, self._offset = float(reaches.max()), float(np.abs(biases).max())
         self._digits, self._unit, self._bias = (
             torch.from_numpy(array).to(weight.device) for array in (digits, units, biases)
         )
@@ -144,24 +80,78 @@ class Product:
         """Output channels, O."""
         return self._digits.shape[1]
 
+    def largest_sum(self, largest: float) -> float:
+        """What no magnitude of a product is above, of inputs up to `largest`; at least that of
+        halves rounded up."""
+        return self._reach * (largest + 0.5) + self._offset
+
     def operand(self) -> Tensor:
         """Weights in the form that `multiply` takes; made once for all the rows of a tensor."""
-        if multiplies_bytes(self._digits.device) and len(self._digits) < 3 * LARGEST_INPUTS:
+        device, inputs = self._digits.device, len(self._digits) // 3
+        is_large = min(inputs, self.outputs) >= LEAST_CHANNELS or device.type != "cpu"
+        if inputs < LARGEST_INPUTS and is_large and multiplies_bytes(device):
             return self._digits
         _, high, low = self._digits.chunk(3)
-        out = torch.empty(low.shape, dtype=torch.float64, device=low.device)
+        whole = low.new_empty(len(low) + 1, low.shape[1], dtype=torch.float64)
+        out, whole[-1] = whole[:-1], self._bias
         # A few rows at a time, which stay in the processor's cache: this is most of what small
         # pictures cost.
         count = max(1, ELEMENTS // low.shape[1])
         for part, *digits in zip(*(t.split(count) for t in (out, high, low)), strict=True):
             part.copy_(digits[0]).mul_(DIGIT).add_(digits[1]).mul_(self._unit)
-        return out
+        return whole
 
     def multiply(self, rows: Tensor, operand: Tensor) -> Tensor:
-        """The product of `rows` (R, K), float32 or float64."""
-        if operand.dtype != torch.int8:
-            return torch.addmm(self._bias, rows.double(), operand)
-        return _in_bytes(rows, operand).mul_(self._unit).add_(self._bias)
+        """The product of `rows`, float32 or float64: (R, K), or (R, K + 1) with ones in the last.
+
+        Ones are for operands in float64, and spare it adding the bias.
+        """
+        if operand.dtype == torch.int8:
+            return _in_bytes(rows, operand).mul_(self._unit).add_(self._bias)
+        if rows.shape[1] == len(operand):
+            return rows.double() @ operand
+        return torch.addmm(self._bias, rows.double(), operand[:-1])
+
+
+class Depthwise:
+    """A depthwise convolution of grid integers with integer weights, plus the bias: float64, exact.
+
+    Args:
+        weight: (C, taps), taps row by row.
+        bias: (C,).
+        name: of the layer, for errors.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor, name: str) -> None:
+        kernel, offset = (p.detach().cpu().numpy() for p in (weight, bias))
+        integers = IntegerWeights(kernel, offset, name)
+        unit = np.ldexp(1.0, -integers.shift)
+        self.taps = torch.from_numpy((integers.weight * unit[:, None]).T.copy()).to(weight.device)
+        """(taps, C) float64."""
+        self._bias = torch.from_numpy(integers.bias * unit).to(weight.device)
+
+    def sums(self, around: Tensor, views: Views, taps: Tensor) -> Tensor:
+        """In grid points, not rounded: (r, W, C).
+
+        Args:
+            around: all that the taps meet.
+            views: gives what each tap meets (r, W, C), in order.
+            taps: `self.taps`.
+        """
+        out = None
+        for view, tap in zip(views(around.double()), taps, strict=True):
+            out = self._bias.expand(view.shape).clone() if out is None else out
+            out.addcmul_(view, tap)
+        assert out is not None  # a kernel has taps
+        return out
+
+
+def split_digits(rows: Tensor, high: Tensor, low: Tensor) -> None:
+    """Write integers of at most `TWO_DIGIT_MAX` as 256·high + low, both from −128 to 127."""
+    integers = rows.to(torch.int16)
+    # The lower byte of a two's complement number is that digit.
+    low.copy_(integers.to(torch.int8))
+    high.copy_(integers.add_(BYTE // 2).bitwise_right_shift_(8))
 
 
 def _in_bytes(rows: Tensor, digits: Tensor) -> Tensor:
@@ -180,9 +170,7 @@ def _in_bytes(rows: Tensor, digits: Tensor) -> Tensor:
         top = rest[:, wide].mul_(1 / TOP).round_()
         rest = rest.index_add(1, wide, top, alpha=-TOP)
     pair = torch.empty(len(rows), 2 * k, dtype=torch.int8, device=rows.device)
-    high = torch.add(rest.new_tensor(0.5), rest, alpha=1 / BYTE).floor_()
-    pair[:, :k] = high
-    pair[:, k:] = torch.sub(rest, high, alpha=BYTE)
+    split_digits(rest, pair[:, :k], pair[:, k:])
     # In place where it can be: fresh memory costs more than the arithmetic.
     # high·high, then high·low + low·high (of which the former weighs double), then low·low.
     out = int_mm(pair[:, :k], high_weights).double()
@@ -201,18 +189,24 @@ def multiplies_bytes(device: torch.device) -> bool:
     """Whether products of bytes are summed in 32 bits here, and so exact.
 
     Without VNNI, oneDNN adds pairs of products in 16 bits, which saturate. It can be told by
-    environment not to use VNNI; the trial catches what else might keep it from it.
+    environment not to use VNNI; the trial catches what else might keep it from it. GPUs sum in 32
+    bits where they multiply bytes at all.
     """
-    if device.type != "cpu" or not has_vnni():
+    if device.type == "cpu":
+        told_not_to = {"ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"} & os.environ.keys()
+        if told_not_to or not has_vnni():
+            return False
+    elif device.type != "cuda" or not has_byte_products():
         return False
-    if {"ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"} & os.environ.keys():
+    try:
+        return all(_trial(a, b, device) for a in (127, -128) for b in (127, -128))
+    except RuntimeError:  # a GPU too old for them
         return False
-    return all(_trial(a, b) for a in (127, -128) for b in (127, -128))
 
 
-def _trial(a: int, b: int) -> bool:
+def _trial(a: int, b: int, device: torch.device) -> bool:
     """Whether products of extreme bytes are right, as sums that float32 would round."""
-    left = torch.full((64, 2 * TRIAL), a, dtype=torch.int8)[:, :TRIAL]
-    right = torch.full((TRIAL, 64), b, dtype=torch.int8)
+    left = torch.full((64, 2 * TRIAL), a, dtype=torch.int8, device=device)[:, :TRIAL]
+    right = torch.full((TRIAL, 64), b, dtype=torch.int8, device=device)
     left[:, 0], right[0] = 1, 1
     return bool((int_mm(left, right) == (TRIAL - 1) * a * b + 1).all())

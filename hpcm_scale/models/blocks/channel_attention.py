@@ -106,7 +106,7 @@ class ChannelProjection(nn.Module):
 
 
 class ChannelAttention(nn.Module):
-    """Of the dimensions of a slice's heads to those of its own and of the slices before.
+    """Attention of the dimensions of a slice's heads to those of its own and of the slices before.
 
     Args:
         dimensions: of a head, over all slices; logits are over the root of it.
@@ -125,7 +125,7 @@ class ChannelAttention(nn.Module):
 
 
 class ChannelMixing(nn.Module):
-    """What a layer adds to a slice: attention between channels, then a net: (B, n, p, C) stays."""
+    """Attention between channels, then a net, each added to a slice: (B, n, p, C) stays."""
 
     def __init__(self, channels: int, slices: int, heads: int) -> None:
         super().__init__()

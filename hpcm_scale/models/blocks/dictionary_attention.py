@@ -29,7 +29,7 @@ class Dictionary(nn.Module):
         return self.entries.clone()
 
 
-class _Widen(nn.Module):
+class Widen(nn.Module):
     """1×1, GELU, depthwise 3×3, GELU, 1×1 of GELU(x)."""
 
     def __init__(self, channels: int) -> None:
@@ -52,7 +52,7 @@ class MultiScaleFeatures(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.start = Conv1x1(channels, channels)
-        self.layers = nn.ModuleList(_Widen(channels) for _ in range(SCALES - 1))
+        self.layers = nn.ModuleList(Widen(channels) for _ in range(SCALES - 1))
         self.proj = Conv1x1(SCALES * channels, channels)
         self.gate = nn.Conv2d(2, 1, 7, padding=3, bias=False)
 
@@ -66,7 +66,7 @@ class MultiScaleFeatures(nn.Module):
 
 
 class DictionaryAttention(nn.Module):
-    """What the dictionary says of every position: (B, I, H, W) and (E, C) -> (B, O, H, W).
+    """Attention of every position to the dictionary: (B, I, H, W) and (E, C) -> (B, O, H, W).
 
     Logits are q·k times a learned factor a head; the values are the normalised entries themselves.
     """

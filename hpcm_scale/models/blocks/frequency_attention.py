@@ -57,11 +57,11 @@ class ShapedWindowAttention(nn.Module):
         parts = qkv.reshape(b, h // rows, rows, w // columns, columns, 3, self.heads, size)
         # (3, B, window rows, window columns, heads, rows·columns, size)
         q, k, v = parts.permute(5, 0, 1, 3, 6, 2, 4, 7).flatten(5, 6)
-        logits = (q * size**-0.5) @ k.transpose(-1, -2) + self._bias(table)
+        logits = (q * size**-0.5) @ k.transpose(-1, -2) + self.bias(table)
         out = (logits.softmax(dim=-1) @ v).unflatten(4, self.window)
         return out.permute(0, 1, 4, 2, 5, 3, 6).reshape(b, h, w, c)
 
-    def _bias(self, table: Tensor) -> Tensor:
+    def bias(self, table: Tensor) -> Tensor:
         """(heads, n, n): what the table says of a query's place relative to a key's."""
         rows, columns = (torch.arange(side, device=table.device) for side in self.window)
         down = rows[:, None] - rows + len(rows) - 1  # (rows, rows)

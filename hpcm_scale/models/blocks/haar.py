@@ -16,7 +16,7 @@ from hpcm_scale.models.density import single
 HALF = 0.5
 """The orthonormal factor of a 2×2 block."""
 PUBLISHED_HALF = single(single(2**-0.5) ** 2)
-"""What the published program's stored filters have instead: a product in single precision."""
+"""Value in the published program's stored filters instead: a product in single precision."""
 
 
 def haar(x: Tensor, factor: float = HALF) -> Tensor:

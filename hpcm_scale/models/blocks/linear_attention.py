@@ -48,7 +48,7 @@ def _mlp(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
 
 
 class GlobalContext(nn.Module):
-    """Of the slices coded before a slice, what all positions say to each.
+    """Context from the slices coded before a slice: all their positions inform each of its own.
 
     (B, i·u, H, W) -> (B, 2u, H, W), in i heads, for slices of u channels.
     """
@@ -72,7 +72,7 @@ class GlobalContext(nn.Module):
 
 
 class CheckerboardGlobalContext(nn.Module):
-    """What a slice's anchors say to its other positions, by the likeness of the slice before.
+    """Context from a slice's anchors to its other positions, by the likeness of the slice before.
 
     The slice before and the anchors, both (B, u, H, W) -> (B, 2u, H, W), in two heads.
 

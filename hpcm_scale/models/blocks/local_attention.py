@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from hpcm_scale.models.linear import linear
 
 SIDE = 5
-"""Of a window, in positions."""
+"""Side of a window, in positions."""
 HEADS = 2
 UNSEEN = -100.0
 """Added to the logit of a pair that are not both anchors. A query that is none has it on all of its
@@ -34,14 +34,14 @@ class WindowAttention(nn.Module):
         b, c, h, w = qkv.shape
         size = c // (3 * HEADS)
         by_head = qkv.permute(0, 2, 3, 1).reshape(b, h, w, 3, size, HEADS).transpose(4, 5)
-        windows = self._windows(by_head.reshape(b, h, w, c).permute(0, 3, 1, 2))
+        windows = self.windows(by_head.reshape(b, h, w, c).permute(0, 3, 1, 2))
         q, k, v = windows.view(-1, SIDE**2, 3, HEADS, size).permute(2, 0, 3, 1, 4)
         logits = (q @ k.transpose(2, 3) * size**-0.5).view(b, -1, HEADS, SIDE**2, SIDE**2)
-        logits = logits + self._bias() + self._mask(h, w, qkv)[:, None]
+        logits = logits + self.bias() + self.mask(h, w, qkv)[:, None]
         attended = logits.softmax(dim=-1).view(-1, HEADS, SIDE**2, SIDE**2) @ v
         return attended.transpose(1, 2).reshape(-1, SIDE**2, HEADS * size)
 
-    def _windows(self, x: Tensor) -> Tensor:
+    def windows(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, H, W/2, 25, C): the windows around the positions not anchors."""
         reach = SIDE // 2
         around = F.pad(x, (reach,) * 4).unfold(2, SIDE, 1).unfold(3, SIDE, 1)
@@ -50,7 +50,7 @@ class WindowAttention(nn.Module):
         stacked = torch.stack([part.permute(0, 2, 3, 4, 5, 1) for part in rows], dim=2)
         return stacked.reshape(len(x), x.shape[2], x.shape[3] // 2, SIDE**2, x.shape[1])
 
-    def _bias(self) -> Tensor:
+    def bias(self) -> Tensor:
         """(heads, 25, 25): what the table says of a query's place relative to a key's."""
         table = self.relative_position_table
         place = torch.arange(SIDE, device=table.device)
@@ -58,11 +58,11 @@ class WindowAttention(nn.Module):
         index = apart[:, None, :, None] * (2 * SIDE - 1) + apart[None, :, None, :]
         return table[index.reshape(SIDE**2, SIDE**2)].permute(2, 0, 1)
 
-    def _mask(self, h: int, w: int, like: Tensor) -> Tensor:
+    def mask(self, h: int, w: int, like: Tensor) -> Tensor:
         """(H·W/2, 25, 25): 0 where query and key are both anchors inside the map, else `UNSEEN`."""
         rows, columns = (torch.arange(side, device=like.device) for side in (h, w))
         anchors = ((rows[:, None] + columns) % 2 == self.anchors).to(like.dtype)
-        seen = self._windows(anchors[None, None]).view(-1, SIDE**2)
+        seen = self.windows(anchors[None, None]).view(-1, SIDE**2)
         return UNSEEN * (1 - seen[:, :, None] * seen[:, None, :])
 
 
@@ -78,7 +78,7 @@ class WindowConv(nn.Conv2d):
 
 
 class LocalContext(nn.Module):
-    """What the anchors around a position say: (B, u, H, W) -> dense (B, 2u, H, W/2).
+    """Context from the anchors around a position: (B, u, H, W) -> dense (B, 2u, H, W/2).
 
     Args:
         anchors: parity of row + column of the positions where the map is not 0.

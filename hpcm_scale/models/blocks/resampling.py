@@ -7,7 +7,7 @@ the convolutions they are.
 
 from torch import Tensor, nn
 
-from hpcm_scale.models.linear import linear
+from hpcm_scale.models.linear import convolution, linear, use_convolution
 
 
 class Conv1x1(nn.Conv2d):
@@ -17,6 +17,8 @@ class Conv1x1(nn.Conv2d):
         super().__init__(inputs, outputs, 1)
 
     def forward(self, x: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        if use_convolution(x):
+            return convolution(x, self.weight, self.bias)
         return linear(x.permute(0, 2, 3, 1), self.weight.flatten(1), self.bias).permute(0, 3, 1, 2)
 
 

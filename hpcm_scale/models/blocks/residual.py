@@ -3,22 +3,28 @@
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hpcm_scale.models.linear import (
     SLOPE,
+    WeightGradient,
+    convolution,
     linear_add,
     linear_leaky_relu,
     linear_nograd,
-    weight_gradient,
+    use_convolution,
 )
 
-CPU_ROWS = 2048
-"""Positions of a 1×1 pair handled at a time on a CPU: their hidden channels stay in its cache."""
+CPU_ROWS = (4096, 16384)
+"""Fewest and most positions of a 1×1 pair that are handled at a time on a CPU."""
+CPU_HIDDEN_BYTES = 3 << 20
+"""Bytes of hidden channels, in float32, handled at a time: so many stay in its cache. Of 4096 to
+32768 positions the fastest for 4 to 48 channels by this measure, on a core with 2 MiB."""
 
 
 class _ResidualPair(torch.autograd.Function):
-    """x + W₂·LeakyReLU(W₁·h + b₁) + b₂ over rows of positions, some rows at a time.
+    """x + W₂·LeakyReLU(W₁·h + b₁) + b₂ over the positions of (B, C, H, W), some at a time.
 
     All at once, the hidden channels of a picture go to memory and back between every two
     operations, which on a CPU costs as much as the products themselves.
@@ -28,46 +34,76 @@ class _ResidualPair(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, h: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor
     ) -> Tensor:
-        out, hidden = torch.empty_like(x), []
-        keep = any(ctx.needs_input_grad)
-        for part in _parts(x):
-            t = linear_leaky_relu(h[part], w1.flatten(1), b1)
-            out[part] = linear_add(t, w2.flatten(1), b2, x[part])
-            if keep:
-                hidden.append(t)
-        if keep:
-            ctx.save_for_backward(h, w1, w2, *hidden)
-        return out
+        w1, w2 = w1.flatten(1), w2.flatten(1)
+        h_rows, hidden, out = _rows(h), [], []
+        many = _rows_at_once(h_rows, len(w1))
+        for x_part, h_part in zip(_parts(_rows(x), many), _parts(h_rows, many), strict=True):
+            t = linear_leaky_relu(h_part, w1, b1)
+            out.append(linear_add(t, w2, b2, x_part))
+            hidden.append(t)
+        if any(ctx.needs_input_grad):
+            ctx.save_for_backward(h_rows, w1, w2, *hidden)
+        return _picture(_joined(out), x.shape)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, ...]:
         (grad,) = grads
         h, w1, w2, *hidden = ctx.saved_tensors
-        grad = grad.contiguous()
-        grad_h, grad_b1 = torch.empty_like(h), h.new_zeros(len(w1))
-        grad_w1, grad_w2 = torch.zeros_like(w1.flatten(1)), torch.zeros_like(w2.flatten(1))
-        for part, t in zip(_parts(h), hidden, strict=True):
-            g = grad[part]
-            grad_w2 += weight_gradient(g, t)
-            # The slope is positive, so the sign of the result is that of what went in.
-            through = torch.ops.aten.leaky_relu_backward(
-                linear_nograd(g, w2.flatten(1).t()), t, SLOPE, True
-            )
-            grad_w1 += weight_gradient(through, h[part])
-            grad_b1 += through.sum(0)
-            grad_h[part] = linear_nograd(through, w1.flatten(1).t())
-        return grad, grad_h, grad_w1.view_as(w1), grad_b1, grad_w2.view_as(w2), grad.sum(0)
+        rows, w1_t, w2_t = _rows(grad), w1.t(), w2.t()
+        # The slope is positive, so the sign of the hidden result is that of what went in.
+        through = torch.ops.aten.leaky_relu_backward
+        of_h, of_b1 = [], []
+        of_w1, of_w2 = WeightGradient(w1), WeightGradient(w2)
+        many = _rows_at_once(h, len(w1))
+        for g, h_part, t in zip(_parts(rows, many), _parts(h, many), hidden, strict=True):
+            inner = through(linear_nograd(g, w2_t), t, SLOPE, True)
+            of_w2.add(g, t)
+            of_w1.add(inner, h_part)
+            of_b1.append(inner.sum(0))
+            of_h.append(linear_nograd(inner, w1_t))
+        return (
+            grad,
+            _picture(_joined(of_h), grad.shape),
+            of_w1.total().view(*w1.shape, 1, 1),
+            of_b1[0] if len(of_b1) == 1 else torch.stack(of_b1).sum(0),
+            of_w2.total().view(*w2.shape, 1, 1),
+            rows.sum(0),
+        )
 
 
-def _rows(x: Tensor) -> int:
-    """Positions handled at a time."""
-    return CPU_ROWS if x.device.type == "cpu" else max(1, len(x))
+def _rows(x: Tensor) -> Tensor:
+    """(B, C, H, W) -> (B·H·W, C), contiguous; no copy where memory is channels_last."""
+    b, c, height, width = x.shape
+    if x.is_contiguous(memory_format=torch.channels_last):
+        return x.as_strided((b * height * width, c), (c, 1))
+    # A single picture's rows may be a view that lies in memory by channels.
+    return x.permute(0, 2, 3, 1).reshape(-1, c).contiguous()
 
 
-def _parts(x: Tensor) -> list[slice]:
-    """The positions of x (n, C), cut into what is handled at a time."""
-    rows = _rows(x)
-    return [slice(start, start + rows) for start in range(0, len(x), rows)]
+def _picture(rows: Tensor, shape: torch.Size) -> Tensor:
+    """The image of some rows: the inverse of `_rows`."""
+    _, c, height, width = shape
+    return rows.as_strided(shape, (height * width * c, 1, width * c, c))
+
+
+def _parts(rows: Tensor, many: int) -> tuple[Tensor, ...]:
+    """Rows (n, C), cut into what is handled at a time."""
+    return (rows,) if len(rows) <= many else rows.split(many)
+
+
+def _rows_at_once(rows: Tensor, hidden: int) -> int:
+    """How many of `rows` are handled at a time, for so many hidden channels."""
+    return cpu_rows(hidden) if rows.device.type == "cpu" else max(1, len(rows))
+
+
+def cpu_rows(hidden: int) -> int:
+    """Positions handled at a time on a CPU, for so many hidden channels."""
+    fewest, most = CPU_ROWS
+    return min(max(CPU_HIDDEN_BYTES // (4 * hidden), fewest), most)
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 class ResidualPair(nn.Module):
@@ -88,17 +124,50 @@ class ResidualPair(nn.Module):
 
     def forward(self, x: Tensor, h: Tensor) -> Tensor:
         """(B, C, H, W) twice -> (B, C, H, W)."""
-        b, c, height, width = x.shape
-        # A single picture's rows may be a view that lies in memory by channels.
-        rows = _ResidualPair.apply(
-            x.permute(0, 2, 3, 1).reshape(-1, c).contiguous(),
-            h.permute(0, 2, 3, 1).reshape(-1, c).contiguous(),
-            self.expand_weight,
-            self.expand_bias,
-            self.project_weight,
-            self.project_bias,
+        weights = self.expand_weight, self.expand_bias, self.project_weight, self.project_bias
+        if use_convolution(h):
+            t = F.leaky_relu_(convolution(h, *weights[:2]), SLOPE)
+            return convolution(t, *weights[2:]).add_(x)
+        return _ResidualPair.apply(x, h, *weights)
+
+
+class _PartialConv(torch.autograd.Function):
+    """A 3×3 convolution of the first channels and the others as they are, in two operations."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        mixed, kept = _cut(x, len(weight))
+        return torch.cat([F.conv2d(mixed, weight, bias, padding=1), kept], dim=1)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (grad,) = grads
+        x, weight = ctx.saved_tensors
+        of_mixed, of_kept = _cut(grad, len(weight))
+        of_x, of_weight, of_bias = torch.ops.aten.convolution_backward(
+            *(of_mixed, x[:, : len(weight)], weight, [len(weight)]),
+            *([1, 1], [1, 1], [1, 1], False, [0, 0], 1, list(ctx.needs_input_grad)),
         )
-        return rows.view(b, height, width, c).permute(0, 3, 1, 2)
+        if of_x is not None:
+            of_x = torch.cat([of_x, of_kept], dim=1)
+        return of_x, of_weight, of_bias
+
+
+def _cut(x: Tensor, channels: int) -> tuple[Tensor, Tensor]:
+    """The first channels of x (B, C, H, W) and the others."""
+    first, others = x.split([channels, x.shape[1] - channels], dim=1)
+    return first, others
+
+
+class PartialConv(nn.Conv2d):
+    """3×3 convolution of the first channels: (B, C, H, W) stays, C at least its own channels."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return _PartialConv.apply(x, self.weight, self.bias)
 
 
 class PConvRB(nn.Module):
@@ -109,13 +178,11 @@ class PConvRB(nn.Module):
 
     def __init__(self, channels: int, ratio: int, expansion: int) -> None:
         super().__init__()
-        self.partial = nn.Conv2d(channels // ratio, channels // ratio, 3, padding=1)
+        self.partial = PartialConv(channels // ratio)
         self.pair = ResidualPair(channels, expansion)
 
     def forward(self, x: Tensor) -> Tensor:
-        mixed = self.partial.in_channels
-        spatial = self.partial(x[:, :mixed])
-        return self.pair(x, torch.cat([spatial, x[:, mixed:]], dim=1))
+        return self.pair(x, self.partial(x))
 
 
 class DWConvRB(nn.Module):

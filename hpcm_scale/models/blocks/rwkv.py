@@ -21,7 +21,7 @@ class OmniShift(nn.Module):
     """
 
     SIDE = 5
-    """Of the convolution it amounts to."""
+    """Side of the convolution it amounts to."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()

@@ -44,14 +44,14 @@ class WindowAttention(nn.Module):
         qkv = self.embedding_layer(t).view(b, h // s, s, w // s, s, 3, heads, size)
         # (3, B, window rows, window columns, heads, s·s, size)
         q, k, v = qkv.permute(5, 0, 1, 3, 6, 2, 4, 7).flatten(5, 6)
-        logits = (q * size**-0.5) @ k.transpose(-1, -2) + self._bias()
+        logits = (q * size**-0.5) @ k.transpose(-1, -2) + self.bias()
         if self.shifted:
-            logits = logits.masked_fill(self._unseen(h, w, t.device), -torch.inf)
+            logits = logits.masked_fill(self.unseen(h, w, t.device), -torch.inf)
         out = (logits.softmax(dim=-1) @ v).unflatten(4, (s, s))
         out = self.linear(out.permute(0, 1, 4, 2, 5, 3, 6).reshape(b, h, w, c))
         return out.roll((s // 2, s // 2), dims=(1, 2)) if self.shifted else out
 
-    def _bias(self) -> Tensor:
+    def bias(self) -> Tensor:
         """(heads, s·s, s·s): what the table says of a query's place relative to a key's."""
         s = self.side
         place = torch.arange(s, device=self.table.device)
@@ -62,7 +62,7 @@ class WindowAttention(nn.Module):
             return self.table[index].permute(2, 0, 1)
         return self.table.flatten(1)[:, index]
 
-    def _unseen(self, h: int, w: int, device: torch.device) -> Tensor:
+    def unseen(self, h: int, w: int, device: torch.device) -> Tensor:
         """(window rows, window columns, 1, s·s, s·s): pairs that the roll alone brought together.
 
         In the last row of windows a query and a key of which one lies in the first half of the

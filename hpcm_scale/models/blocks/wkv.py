@@ -71,7 +71,7 @@ def _segments(x: Tensor, length: int, filler: float) -> Tensor:
 def _other_segments(
     largest: Tensor, fall: Tensor, at_end: Tensor, at_start: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """What the other segments bring to each, and how much its own sums count beside it.
+    """Sums that the other segments bring to each, and the weight of its own beside them.
 
     Args:
         largest: (B, n, C), the key that the sums of each segment are relative to.

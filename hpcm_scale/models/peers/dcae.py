@@ -115,7 +115,7 @@ class Dcae(ResidualSliceNetwork[DcaeConfig]):
 
     @property
     def image_multiple(self) -> int:
-        """What an image's sides must be multiples of: the hyper nets' maps are whole windows."""
+        """Multiple of pixels that an image's sides must be of: hyper maps come in whole windows."""
         return HYPER_WINDOW * HYPER_GRID
 
     def code_steps(self, params: Tensor, code: Code) -> Tensor:

@@ -13,8 +13,9 @@ from hpcm_scale.models.blocks.checkerboard_context import CheckerboardConv
 from hpcm_scale.models.blocks.resampling import Conv1x1
 from hpcm_scale.models.codec_network import Code, CodecNetwork
 from hpcm_scale.models.density import GAUSSIAN, FactorizedPrior
+from hpcm_scale.models.geometry import reach
 from hpcm_scale.models.slices import SlicePartition, place_parity, take_parity
-from hpcm_scale.models.transforms import Transform, reach
+from hpcm_scale.models.transforms import Transform
 
 ANCHORS = 1
 """Parity of row + column of the positions that a group codes first."""
@@ -43,7 +44,7 @@ def _deconv5(inputs: int, outputs: int) -> nn.ConvTranspose2d:
 
 
 def _reach(config: ElicConfig) -> int:
-    """Of g_a and of g_s: their layers mirror each other."""
+    """Reach of g_a and of g_s: their layers mirror each other."""
     blocks, units = config.depth, config.attention_depth
     return reach([2, blocks + 2, blocks + units + 2, blocks + 2, units])
 

@@ -22,8 +22,10 @@ from hpcm_scale.models.blocks.resampling import Conv1x1
 from hpcm_scale.models.blocks.sampling import ResidualDown, ResidualUp, SubpixelConv, conv3
 from hpcm_scale.models.codec_network import Code, CodecNetwork
 from hpcm_scale.models.density import FactorizedPrior, Gaussian
+from hpcm_scale.models.geometry import LATENT_STRIDE
+from hpcm_scale.models.peers.residual_slices import PredictedResidual
 from hpcm_scale.models.slices import SlicePartition
-from hpcm_scale.models.transforms import LATENT_STRIDE, Transform
+from hpcm_scale.models.transforms import Transform
 
 TRANSFORM_WINDOW, HYPER_WINDOW = 8, 2
 """w of the windows of the transforms and of the hyper nets; the longest are twice as long."""
@@ -159,10 +161,11 @@ class Flic(CodecNetwork[FlicConfig, SlicePartition]):
         )
         self.hyper_transform = Conv1x1(2 * m, 2 * m)
         self.parameter_net = ParameterNet(m)
+        self.predicted_residual = PredictedResidual()
 
     @property
     def image_multiple(self) -> int:
-        """What an image's sides must be multiples of: latents come in whole windows.
+        """Multiple of pixels that an image's sides must be of: latents come in whole windows.
 
         So do the longest windows of the transforms, at 1/8 of the image's sides, and of the hyper
         nets, at 1/32.
@@ -199,5 +202,5 @@ class Flic(CodecNetwork[FlicConfig, SlicePartition]):
             found = self.run(self.parameter_net, context, hyper[i], i)
             mean, scale, residual = found.unflatten(1, (-1, 3)).unbind(2)
             before = code(i, scale, mean)
-            refined.append(before + 0.5 * residual.tanh())
+            refined.append(self.predicted_residual(before, residual))
         return torch.cat(refined, dim=1)

@@ -10,13 +10,14 @@ from hpcm_scale.models.blocks.hyper_pair import HyperPair
 from hpcm_scale.models.blocks.sampling import conv, deconv
 from hpcm_scale.models.blocks.selective_scan import StateSpaceBlock
 from hpcm_scale.models.density import LIKELIHOOD_BOUND, FactorizedPrior, Gaussian, single
+from hpcm_scale.models.geometry import LATENT_STRIDE
 from hpcm_scale.models.peers.residual_slices import (
     CONTEXT_WINDOW,
     GatedSliceNetwork,
     swin_pair,
 )
 from hpcm_scale.models.slices import SlicePartition
-from hpcm_scale.models.transforms import LATENT_STRIDE, Transform
+from hpcm_scale.models.transforms import Transform
 
 
 def _blocks(config: MambavcConfig, count: int) -> list[nn.Module]:
@@ -28,9 +29,10 @@ def _blocks(config: MambavcConfig, count: int) -> list[nn.Module]:
 
 
 def _working_bytes(config: MambavcConfig) -> float:
-    """Of g_a and of g_s, a pixel: a block at half the image's sides holds some forty maps of its
-    inner channels, four directions of inputs, step sizes and results among them. States are held a
-    chunk of places at a time.
+    """Bytes a pixel of g_a and of g_s.
+
+    A block at half the image's sides holds some forty maps of its inner channels, four directions
+    of inputs, step sizes and results among them. States are held a chunk of places at a time.
     """
     return 4 * 40 * config.expansion * config.width / 4
 
@@ -104,5 +106,5 @@ class Mambavc(GatedSliceNetwork[MambavcConfig]):
 
     @property
     def image_multiple(self) -> int:
-        """What an image's sides must be multiples of: latents come in whole windows."""
+        """Multiple of pixels that an image's sides must be of: latents come in whole windows."""
         return CONTEXT_WINDOW * LATENT_STRIDE

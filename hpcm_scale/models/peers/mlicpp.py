@@ -24,8 +24,9 @@ from hpcm_scale.models.blocks.sampling import (
 )
 from hpcm_scale.models.codec_network import Code, CodecNetwork
 from hpcm_scale.models.density import GAUSSIAN, FactorizedPrior
+from hpcm_scale.models.geometry import reach
 from hpcm_scale.models.slices import SlicePartition, place_parity, take_parity
-from hpcm_scale.models.transforms import Transform, reach
+from hpcm_scale.models.transforms import Transform
 
 ANCHORS = 1
 """Parity of row + column of the positions that a slice codes first."""
@@ -127,6 +128,13 @@ class ResidualPrediction(nn.Module):
         return 0.5 * self.net(x).tanh()
 
 
+class SliceSum(nn.Module):
+    """Sum of a decoded slice and its predicted residual."""
+
+    def forward(self, coded: Tensor, residual: Tensor) -> Tensor:
+        return coded + residual
+
+
 class Mlicpp(CodecNetwork[MlicppConfig, SlicePartition]):
     """The codec network of one `MlicppConfig`.
 
@@ -171,6 +179,7 @@ class Mlicpp(CodecNetwork[MlicppConfig, SlicePartition]):
         )
         self.anchor_residuals = nn.ModuleList(ResidualPrediction(config, i) for i in every)
         self.other_residuals = nn.ModuleList(ResidualPrediction(config, i) for i in every)
+        self.slice_sum = SliceSum()
 
     def code_steps(self, params: Tensor, code: Code) -> Tensor:
         """Walk the coding steps.
@@ -202,7 +211,7 @@ class Mlicpp(CodecNetwork[MlicppConfig, SlicePartition]):
             coded = code(2 * i, scale, mean)
             inputs = torch.cat([features, *done, place_parity(coded, ANCHORS)], dim=1)
             residual = take_parity(self.run(self.anchor_residuals[i], inputs), ANCHORS)
-            anchors = place_parity(coded + residual, ANCHORS)
+            anchors = place_parity(self.slice_sum(coded, residual), ANCHORS)
 
             contexts = [self.run(self.local_contexts[i], anchors)]
             if i:
@@ -214,5 +223,5 @@ class Mlicpp(CodecNetwork[MlicppConfig, SlicePartition]):
             known = anchors + place_parity(coded, OTHERS)
             inputs = torch.cat([features, *done, known], dim=1)
             residual = take_parity(self.run(self.other_residuals[i], inputs), OTHERS)
-            done.append(anchors + place_parity(coded + residual, OTHERS))
+            done.append(anchors + place_parity(self.slice_sum(coded, residual), OTHERS))
         return torch.cat(done, dim=1)

@@ -32,6 +32,13 @@ def slice_net(inputs: int, widths: Sequence[int], outputs: int) -> nn.Sequential
     return nn.Sequential(*layers[:-1])
 
 
+class PredictedResidual(nn.Module):
+    """coded + ½·tanh(r): a slice with half a tangent of what its residual net says, r."""
+
+    def forward(self, coded: Tensor, r: Tensor) -> Tensor:
+        return coded + 0.5 * r.tanh()
+
+
 class ResidualSliceNetwork(CodecNetwork[Config, SlicePartition]):
     """A network with a mean, a scale and a residual net of each slice; what extends it walks."""
 
@@ -54,6 +61,7 @@ class ResidualSliceNetwork(CodecNetwork[Config, SlicePartition]):
             slice_net(count + size, widths, size)
             for count, size in zip(read or inputs, sizes, strict=True)
         )
+        self.predicted_residual = PredictedResidual()
 
     def code_slice(
         self,
@@ -75,7 +83,7 @@ class ResidualSliceNetwork(CodecNetwork[Config, SlicePartition]):
         scale = self.run(self.scale_nets[i], scale_context)
         coded = code(i, scale, mean)
         inputs = torch.cat([mean_context if read is None else read, coded], dim=1)
-        return coded + 0.5 * self.run(self.residual_nets[i], inputs).tanh()
+        return self.predicted_residual(coded, self.run(self.residual_nets[i], inputs))
 
 
 def swin_pair(width: int, heads: int) -> nn.Sequential:
@@ -110,7 +118,7 @@ class GatedSliceNetwork(ResidualSliceNetwork[Config]):
         )
 
     def beside_slice(self, i: int, mean_context: Tensor, done: Sequence[Tensor]) -> Tensor:
-        """What the residual net of slice i reads beside the slice."""
+        """Input of the residual net of slice i beside the slice."""
         return mean_context
 
     def code_steps(self, params: Tensor, code: Code) -> Tensor:

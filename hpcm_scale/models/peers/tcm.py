@@ -130,5 +130,5 @@ class Tcm(GatedSliceNetwork[TcmConfig]):
 
     @property
     def image_multiple(self) -> int:
-        """What an image's sides must be multiples of: the hyper nets' maps are whole windows."""
+        """Multiple of pixels that an image's sides must be of: hyper maps come in whole windows."""
         return HYPER_WINDOW * HYPER_GRID

@@ -18,9 +18,10 @@ from hpcm_scale.models.blocks.hyper_pair import HyperPair
 from hpcm_scale.models.blocks.resampling import Conv1x1
 from hpcm_scale.models.blocks.sampling import ResidualBlock, SubpixelConv, conv3
 from hpcm_scale.models.density import GAUSSIAN, FactorizedPrior
+from hpcm_scale.models.geometry import reach
 from hpcm_scale.models.peers.residual_slices import GatedSliceNetwork
 from hpcm_scale.models.slices import SlicePartition
-from hpcm_scale.models.transforms import Transform, reach
+from hpcm_scale.models.transforms import Transform
 
 
 class First(nn.Module):
@@ -60,7 +61,7 @@ def _blocks(config: WeconveneConfig) -> list[nn.Module]:
 
 
 def _reach(config: WeconveneConfig) -> int:
-    """Of g_a and of g_s: their layers mirror each other.
+    """Reach of g_a and of g_s: their layers mirror each other.
 
     A band's convolution reaches a position of half the resolution, and the wavelet and its inverse
     the block around it, another.

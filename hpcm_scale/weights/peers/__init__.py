@@ -14,4 +14,4 @@ PEERS: dict[str, PublishedLayout] = {
     "tcm": tcm.LAYOUT,
     "weconvene": weconvene.LAYOUT,
 }
-"""By architecture."""
+"""Layouts of the peers' checkpoints by architecture."""

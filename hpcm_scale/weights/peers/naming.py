@@ -1,4 +1,4 @@
-"""What the checkpoints of all peers have in common: CompressAI's density of z, blocks, buffers."""
+"""Names shared by the checkpoints of all peers: CompressAI's density of z, blocks, buffers."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -16,7 +16,7 @@ IGNORED = (
     r"gaussian_conditional\..*|.*\.(bound|target|scale_table|scale_bound|pedestal"
     r"|_offset|_quantized_cdf|_cdf_length)|.*\.(beta|gamma)_reparam\..*"
 )
-"""CompressAI's buffers: bounds, and tables that export makes anew."""
+"""CompressAI's buffers: bounds, and tables that export computes again."""
 
 SYNONYMS = (
     (re.compile(r"^entropy_bottleneck\.matrices\."), "entropy_bottleneck._matrix"),
@@ -67,7 +67,7 @@ def hyper_pair(config: ModelConfig) -> tuple[Rule, ...]:
 
 
 def ignored(*more: str) -> re.Pattern[str]:
-    """What an import leaves out in silence: CompressAI's buffers, and those of one program."""
+    """Names that an import drops without a note: CompressAI's buffers, those of one program."""
     return re.compile("|".join((IGNORED, *more)))
 
 

@@ -12,12 +12,15 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from hpcm_scale.codec import codec as codec_module
+from hpcm_scale.codec import bounded_engine
 from hpcm_scale.codec.codec import Codec
+from hpcm_scale.entropy.coder import SymbolDigest
 from hpcm_scale.entropy.exact.product import multiplies_bytes
 
 HERE = Path(__file__).parent
-NAMES = ("whole", "tiled")
+MODELS = {"whole": "model", "tiled": "model", "narrow": "narrow-model"}
+"""The model of each golden file: the first two of arithmetic 1, the last of arithmetic 2."""
+NAMES = tuple(MODELS)
 
 
 class Result(NamedTuple):
@@ -33,21 +36,21 @@ class Result(NamedTuple):
 def decoded(model: Path, data: bytes) -> Result:
     """Decode `data`, watching what passes."""
     symbols, latents = [], []
-    update, synthesise = codec_module.SymbolDigest.update, codec_module.synthesise
+    update, synthesise = SymbolDigest.update, bounded_engine.synthesise
 
     def updated(self: object, values: np.ndarray) -> None:
         symbols.append(zlib.crc32(values.astype("<i4").tobytes(), symbols[-1] if symbols else 0))
         update(self, values)
 
-    def synthesised(network: object, y_hat: torch.Tensor, *rest: object) -> np.ndarray:
-        latents.append(zlib.crc32(y_hat.contiguous().numpy().astype("<f4").tobytes()))
-        return synthesise(network, y_hat, *rest)
+    def synthesised(transforms: object, y_hat: object, *rest: object) -> np.ndarray:
+        latents.append(zlib.crc32(np.ascontiguousarray(y_hat, "<f4").tobytes()))
+        return synthesise(transforms, y_hat, *rest)
 
-    codec_module.SymbolDigest.update, codec_module.synthesise = updated, synthesised
+    SymbolDigest.update, bounded_engine.synthesise = updated, synthesised
     try:
         pixels = np.asarray(Codec.load(model).decode(data))
     finally:
-        codec_module.SymbolDigest.update, codec_module.synthesise = update, synthesise
+        SymbolDigest.update, bounded_engine.synthesise = update, synthesise
     return Result(symbols[-1], latents[-1], pixels)
 
 
@@ -56,7 +59,8 @@ def main() -> None:
     torch.set_num_threads(int(sys.argv[1]))
     said: dict[str, object] = {}
     for name in NAMES:
-        result = decoded(HERE / "model.safetensors", (HERE / f"{name}.hpcm").read_bytes())
+        model = HERE / f"{MODELS[name]}.safetensors"
+        result = decoded(model, (HERE / f"{name}.hpcm").read_bytes())
         said[name] = {"symbols": result.symbols, "y_hat": result.y_hat}
     print(json.dumps(said | {"bytes": multiplies_bytes(torch.device("cpu"))}))
 

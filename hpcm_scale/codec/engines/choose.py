@@ -1,0 +1,90 @@
+"""Which engine computes, and a model file loaded into it."""
+
+import importlib.util
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, Union, cast
+
+from hpcm_scale.codec.engines.engine import Engine
+from hpcm_scale.errors import ConfigError
+
+if TYPE_CHECKING:
+    from hpcm_scale.numpy_engine.model import NumpyModel
+    from hpcm_scale.weights.model_file import LoadedModel
+
+Name = Literal["numpy", "torch"]
+NAMES: tuple[Name, ...] = ("numpy", "torch")
+
+
+def chosen_engine(name: str | None, device: str = "cpu") -> Name:
+    """The engine of that name; without one, torch where it is installed.
+
+    Raises:
+        ConfigError: for a name that is none, or a device that the NumPy engine has not.
+    """
+    if name is None:
+        return "torch" if device != "cpu" or _has_torch() else "numpy"
+    if name not in NAMES:
+        raise ConfigError(f"--engine: {name!r} is not one of {', '.join(NAMES)}")
+    if name == "numpy" and device != "cpu":
+        raise ConfigError(f"--device: {device!r} needs --engine torch; NumPy runs on cpu")
+    return "numpy" if name == "numpy" else "torch"
+
+
+def _has_torch() -> bool:
+    try:
+        return importlib.util.find_spec("torch") is not None
+    except ModuleNotFoundError:  # a finder that hides it
+        return False
+
+
+def load_engine(path: Path | str, name: str | None = None, device: str = "cpu") -> Engine:
+    """A model file in an engine.
+
+    Raises:
+        CheckpointError: if it is missing, damaged or not a model that the engine computes.
+        ConfigError: as `chosen_engine`.
+    """
+    if chosen_engine(name, str(device)) == "numpy":
+        from hpcm_scale.numpy_engine.model import load_numpy
+
+        return engine_of(load_numpy(path))
+    from hpcm_scale.weights.model_file import load_model
+
+    return engine_of(load_model(path, device))
+
+
+def engine_of(model: Union["LoadedModel", "NumpyModel", Engine]) -> Engine:
+    """The engine of a loaded model."""
+    # By the class's name: neither engine waits for the other's libraries.
+    kind = type(model).__name__
+    if kind == "NumpyModel":
+        from hpcm_scale.codec.engines.numpy_engine import NumpyEngine
+
+        return NumpyEngine(cast("NumpyModel", model))
+    if kind == "LoadedModel":
+        from hpcm_scale.codec.engines.torch_engine import TorchEngine
+
+        return TorchEngine(cast("LoadedModel", model))
+    return cast("Engine", model)
+
+
+def threads_of(name: Name) -> int:
+    """CPU threads that an engine takes here."""
+    if name == "torch":
+        import torch
+
+        return torch.get_num_threads()
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def set_threads(name: Name, threads: int) -> None:
+    """Let an engine take so many CPU threads in this process."""
+    if name == "torch":
+        import torch
+
+        torch.set_num_threads(threads)
+    else:
+        from threadpoolctl import threadpool_limits
+
+        threadpool_limits(threads)

@@ -1,0 +1,114 @@
+"""Exact matrix products of grid tensors with weights of one byte: arithmetic 2 of EXACT.md.
+
+A sum over a layer's inputs is an integer, whatever computes it; what is done with it afterwards are
+single-precision operations on one number at a time, each rounded once, as every processor does.
+"""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hpcm_scale.entropy.exact.integer_weights import NOTHING, Addend
+from hpcm_scale.entropy.exact.product import (
+    LARGEST_INPUTS,
+    Views,
+    multiplies_bytes,
+    split_digits,
+)
+from hpcm_scale.entropy.exact.scaled_weights import (
+    BYTE,
+    FLOAT_INPUTS,
+    TAP_WEIGHT,
+    TWO_DIGIT_MAX,
+    ScaledWeights,
+)
+from hpcm_scale.models.torch_internals import int_mm
+
+
+class NarrowProduct:
+    """Rows (R, K) of grid integers times weights of a byte, plus the bias: (R, O) float32.
+
+    Results are in grid points, not rounded to them.
+
+    Args: as for `ScaledWeights`, the parameters as tensors on any device.
+    """
+
+    def __init__(
+        self, weight: Tensor, bias: Tensor | None, name: str, addend: Addend = NOTHING
+    ) -> None:
+        if bias is None:
+            bias = weight.new_zeros(len(weight))
+        w, b = (p.detach().cpu().numpy() for p in (weight, bias))
+        scaled = ScaledWeights(w, b, name, addend)
+        transposed = np.ascontiguousarray(scaled.weight.T, np.int8)
+        self._weight, self._unit, self._bias = (
+            torch.from_numpy(array).to(weight.device)
+            for array in (transposed, scaled.unit, scaled.bias)
+        )
+        self._reach, self.roundoff = scaled.reach, scaled.roundoff
+
+    @property
+    def outputs(self) -> int:
+        """Output channels, O."""
+        return self._weight.shape[1]
+
+    def operand(self) -> Tensor:
+        """Weights in the form that `multiply` takes; made once for all the rows of a tensor."""
+        if multiplies_bytes(self._weight.device) and len(self._weight) < LARGEST_INPUTS:
+            return self._weight
+        return self._weight.to(torch.float32 if self._float_is_exact else torch.float64)
+
+    def multiply(self, rows: Tensor, operand: Tensor) -> Tensor:
+        """The product of `rows` (R, K), float32 or float64."""
+        return self.sums(rows, operand).mul_(self._unit).add_(self._bias)
+
+    @property
+    def _float_is_exact(self) -> bool:
+        # Some matrix units of GPUs round their inputs.
+        return len(self._weight) <= FLOAT_INPUTS and self._weight.device.type == "cpu"
+
+    def sums(self, rows: Tensor, operand: Tensor) -> Tensor:
+        """Σ W·a of `rows`, each rounded to float32 once: (R, O)."""
+        rows = rows.float()
+        largest = int(max(map(abs, torch.aminmax(rows)))) if rows.numel() else 0
+        if operand.dtype == torch.float64 or largest > TWO_DIGIT_MAX:
+            return (rows.double() @ operand.double()).float()
+        count, inputs = rows.shape
+        in_bytes = operand.dtype == torch.int8
+        digits = rows.new_empty(2 * count, inputs, dtype=operand.dtype)
+        split_digits(rows, digits[:count], digits[count:])
+        # In place where it can be: fresh memory costs more than the arithmetic.
+        if not in_bytes:
+            high, low = (digits @ operand).split(count)
+            return low.add_(high, alpha=BYTE)  # a power of two: rounded once
+        high, low = int_mm(digits, operand).split(count)
+        if largest * self._reach < 1 << 31:
+            return low.add_(high, alpha=BYTE).float()
+        return low.double().add_(high, alpha=BYTE).float()
+
+
+class NarrowDepthwise:
+    """A depthwise convolution of grid integers with weights of 12 bits, plus the bias: float32.
+
+    Args: as of `Depthwise`.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor, name: str) -> None:
+        w, b = (p.detach().cpu().numpy() for p in (weight, bias))
+        scaled = ScaledWeights(w, b, name, most=TAP_WEIGHT)
+        self.taps = torch.from_numpy(scaled.weight.T.astype(np.int32)).to(weight.device)
+        """(taps, C) int32."""
+        self._unit, self._bias = (
+            torch.from_numpy(array).to(weight.device) for array in (scaled.unit, scaled.bias)
+        )
+        self._reach, self.roundoff = scaled.reach, scaled.roundoff
+
+    def sums(self, around: Tensor, views: Views, taps: Tensor) -> Tensor:
+        """Sums as `Depthwise.sums` gives them."""
+        fits = int(max(map(abs, torch.aminmax(around)))) * self._reach < 1 << 31
+        integers = around.to(torch.int32 if fits else torch.int64)
+        out = None
+        for view, tap in zip(views(integers), taps.to(integers.dtype), strict=True):
+            out = view * tap if out is None else out.addcmul_(view, tap)
+        assert out is not None  # a kernel has taps
+        return out.float().mul_(self._unit).add_(self._bias)
