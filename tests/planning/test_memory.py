@@ -102,7 +102,7 @@ def test_offloading_moves_state_off_the_device_and_loses_none():
 def test_a_real_run_peaks_within_15_percent_of_its_prediction(stage, checkpointing, ranks):
     one = case(
         "test",
-        ModelChoice(width=0.1),
+        ModelChoice(width=0.2),  # narrower ones are mostly code, which differs by processor
         checkpointing=checkpointing,
         deepspeed=stage,
         batch=2,
