@@ -105,6 +105,7 @@ def test_no_mutated_file_passes_as_another_picture(
     assert [container.read(f).header.pixel_digest is None for f in files[-3:]] == [0, 0, 1]
     pictures = [codec.decode(data) for data in files]
 
+    source = _source()
     outcomes, failures, slowest, began = Counter(), [], 0.0, time.monotonic()
     for i in range(MUTATIONS):
         if time.monotonic() - began > MOST_SECONDS:
@@ -130,7 +131,7 @@ def test_no_mutated_file_passes_as_another_picture(
     if RECORDS:
         record = _record(outcomes, failures, slowest, time.monotonic() - began)
         path = Path(RECORDS) / f"fuzz_{engine}.json"
-        path.write_text(json.dumps({"engine": engine} | record, indent=1) + "\n")
+        path.write_text(json.dumps({"engine": engine} | record | source, indent=1) + "\n")
     assert not failures
     assert outcomes.total() > 0
     assert slowest < 20  # a bound on hanging, not a measure of speed
@@ -146,16 +147,23 @@ def _is_one_of(
     return (found.mode, found.info) == (same.mode, same.info) and np.array_equal(found, same)
 
 
-def _record(
-    outcomes: Counter, failures: list[str], slowest: float, seconds: float
-) -> dict[str, Any]:
-    """What was run, and where."""
+def _source() -> dict[str, Any]:
+    """The commit that is run, and whether the package was changed since."""
+    if not RECORDS:
+        return {}
     commit, changes = (
         subprocess.run(
             ["git", *words], cwd=Path(__file__).parent, capture_output=True, text=True, check=True
         ).stdout.strip()
         for words in (("rev-parse", "HEAD"), ("status", "--porcelain", "--", "../../hpcm_scale"))
     )
+    return {"commit": commit, "package_changed_since": bool(changes)}
+
+
+def _record(
+    outcomes: Counter, failures: list[str], slowest: float, seconds: float
+) -> dict[str, Any]:
+    """What was run."""
     return {
         "seed": SEED,
         "mutations_asked": MUTATIONS,
@@ -166,8 +174,6 @@ def _record(
         "slowest_processor_seconds": round(slowest, 3),
         "wall_seconds": round(seconds),
         "processor": processor(),
-        "commit": commit,
-        "package_changed_since": bool(changes),
     }
 
 
