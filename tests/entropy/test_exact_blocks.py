@@ -31,6 +31,7 @@ from hpcm_scale.models.blocks.selective_scan import SelectiveScan2d
 from hpcm_scale.models.blocks.window_attention import WindowAttention
 from hpcm_scale.models.blocks.window_fourier import WindowFourier
 from tests.entropy.exact_reference import L
+from tests.entropy.layouts import strided
 from tests.entropy.peer_blocks import Blocks
 from tests.entropy.peer_flic import Flic
 from tests.entropy.peer_functions import attended, fourier_matrix, logits_of, wide_norm
@@ -52,15 +53,6 @@ def of_spread(rng: np.random.Generator, shape: tuple[int, ...], spread: str) -> 
         return np.rint(rng.normal(0, 1024, shape)).astype(np.int64)
     x = grid_integers(rng, shape)
     return np.where(x < 0, -L, L) if spread == "limits" else x
-
-
-def strided(x: Tensor) -> Tensor:
-    """The same numbers two apart in memory and, of four dimensions or more, two of them swapped."""
-    swapped = x.transpose(1, -1) if x.dim() > 3 else x
-    wide = torch.zeros(*swapped.shape[:-1], 2 * swapped.shape[-1], dtype=x.dtype)
-    wide[..., ::2] = swapped
-    view = wide[..., ::2]
-    return view.transpose(1, -1) if x.dim() > 3 else view
 
 
 def assert_gives(layer: Callable[[Tensor], Tensor], x: np.ndarray, expected: np.ndarray) -> None:
