@@ -3,7 +3,7 @@
 HPCM_FUZZ=100000 python -m pytest tests/codec/test_fuzz.py     runs that many instead of 2000
 
 HPCM_FUZZ_SEED=7 takes another seed, HPCM_FUZZ_SECONDS=1800 stops after that time, and
-HPCM_FUZZ_RECORD=tests/codec writes what was run to fuzz_numpy.json and fuzz_torch.json there.
+HPCM_FUZZ_RECORD=tests/codec writes what was run there, to fuzz_numpy_seed7.json and so on.
 """
 
 import json
@@ -130,7 +130,7 @@ def test_no_mutated_file_passes_as_another_picture(
     print(f"slowest {slowest:.2f} s")
     if RECORDS:
         record = _record(outcomes, failures, slowest, time.monotonic() - began)
-        path = Path(RECORDS) / f"fuzz_{engine}.json"
+        path = Path(RECORDS) / f"fuzz_{engine}_seed{SEED}.json"
         path.write_text(json.dumps({"engine": engine} | record | source, indent=1) + "\n")
     assert not failures
     assert outcomes.total() > 0
@@ -148,16 +148,20 @@ def _is_one_of(
 
 
 def _source() -> dict[str, Any]:
-    """The commit that is run, and whether the package was changed since."""
+    """The commit that is run, git's name of the package in it, whether the package was changed."""
     if not RECORDS:
         return {}
-    commit, changes = (
+    commit, tree, changes = (
         subprocess.run(
             ["git", *words], cwd=Path(__file__).parent, capture_output=True, text=True, check=True
         ).stdout.strip()
-        for words in (("rev-parse", "HEAD"), ("status", "--porcelain", "--", "../../hpcm_scale"))
+        for words in (
+            ("rev-parse", "HEAD"),
+            ("rev-parse", "HEAD:hpcm_scale"),
+            ("status", "--porcelain", "--", "../../hpcm_scale"),
+        )
     )
-    return {"commit": commit, "package_changed_since": bool(changes)}
+    return {"commit": commit, "package_tree": tree, "package_changed_since": bool(changes)}
 
 
 def _record(
