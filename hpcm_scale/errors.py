@@ -41,6 +41,20 @@ class ConfigError(HpcmError):
     """A configuration that cannot be used: unknown key, value out of range, misfit parts."""
 
 
+class ArgumentError(ConfigError):
+    """A function's argument that it cannot take.
+
+    The message begins with the argument's name and a colon, or with several names joined by "and";
+    options of the command line have the same names.
+    """
+
+    def as_option(self) -> str:
+        """The message with options in the place of arguments: --exact-pixels for exact_pixels."""
+        names, colon, problem = str(self).partition(":")
+        options = [f"--{name.replace('_', '-')}" for name in names.split(" and ")]
+        return " and ".join(options) + colon + problem
+
+
 class DataError(HpcmError):
     """Photos, shards or manifests that are missing, damaged or disagree with each other."""
 

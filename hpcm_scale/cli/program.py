@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.text import Text
 
 from hpcm_scale import __version__
-from hpcm_scale.errors import ConfigError, HpcmError, missing_package, one_line
+from hpcm_scale.errors import ArgumentError, ConfigError, HpcmError, missing_package, one_line
 from hpcm_scale.units import GIB
 
 if TYPE_CHECKING:
@@ -123,5 +123,7 @@ def main() -> None:
 
 def _fail(error: Exception) -> NoReturn:
     """Print an error on one line and exit with 2."""
+    if isinstance(error, ArgumentError):
+        error = ConfigError(error.as_option())
     errors.print(Text.assemble(("hpcm-scale: ", "red"), one_line(error)), soft_wrap=True)
     sys.exit(2)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields
 from numbers import Real
 
 from hpcm_scale.entropy.exact.pixels import LARGEST_RATE
-from hpcm_scale.errors import ConfigError, DataError
+from hpcm_scale.errors import ArgumentError, DataError
 
 LOWEST_QUALITY, HIGHEST_QUALITY = 1.0, 100.0
 DEFAULT_QUALITY = 50.0
@@ -23,7 +23,7 @@ class Aim:
     """One of these; none for the default quality.
 
     Raises:
-        ConfigError: if there are several, or one is out of its range.
+        ArgumentError: if there are several, or one is out of its range.
     """
 
     quality: float | None = None
@@ -39,13 +39,13 @@ class Aim:
         given = {field.name: getattr(self, field.name) for field in fields(self)}
         given = {name: value for name, value in given.items() if value is not None}
         if len(given) > 1:
-            raise ConfigError(f"--{' and --'.join(given)}: give one of them")
+            raise ArgumentError(f"{' and '.join(given)}: give one of them")
         for name, value in given.items():
             if not (isinstance(value, Real) and math.isfinite(value) and float(value) > 0):
-                raise ConfigError(f"--{name}: {value!r} is not a finite number above 0")
+                raise ArgumentError(f"{name}: {value!r} is not a finite number above 0")
         if self.quality is not None and not LOWEST_QUALITY <= self.quality <= HIGHEST_QUALITY:
-            raise ConfigError(
-                f"--quality: {self.quality:g} is not from {LOWEST_QUALITY:g} to {HIGHEST_QUALITY:g}"
+            raise ArgumentError(
+                f"quality: {self.quality:g} is not from {LOWEST_QUALITY:g} to {HIGHEST_QUALITY:g}"
             )
 
     @property

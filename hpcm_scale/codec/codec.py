@@ -19,7 +19,7 @@ from hpcm_scale.codec.engines.engine import Engine
 from hpcm_scale.codec.images import Picture, picture_of
 from hpcm_scale.codec.picture_decoder import PictureDecoder
 from hpcm_scale.codec.picture_encoder import PictureEncoder
-from hpcm_scale.errors import ConfigError
+from hpcm_scale.errors import ArgumentError
 
 if TYPE_CHECKING:
     import torch
@@ -48,7 +48,7 @@ class Codec:
 
     Raises:
         CheckpointError: if the network's windows ask for absurd multiples of pixels.
-        ConfigError: for `exact_pixels` of files that are not portable.
+        ArgumentError: for `exact_pixels` of files that are not portable.
     """
 
     def __init__(
@@ -59,7 +59,9 @@ class Codec:
         exact_pixels: bool | None = None,
     ) -> None:
         if exact_pixels and not portable:
-            raise ConfigError("--exact-pixels: are of exact arithmetic; leave out --fast")
+            raise ArgumentError(
+                "exact_pixels: need exact arithmetic; leave out --fast, or portable=False"
+            )
         bounded = BoundedEngine(engine_of(model), memory)
         self.info = bounded.info
         self.portable = portable

@@ -16,7 +16,7 @@ from hpcm_scale.codec.aim import HIGHEST_QUALITY, NO_AIM, Aim, largest_within, q
 from hpcm_scale.codec.codec import Codec
 from hpcm_scale.codec.coding_result import Encoded, OnProgress, part_of, unheard
 from hpcm_scale.codec.engines.choose import Name
-from hpcm_scale.codec.file_jobs import PIPE, Job, plan_jobs
+from hpcm_scale.codec.file_jobs import PIPE, Job, contents_of, plan_jobs
 from hpcm_scale.codec.find_model import Catalogue
 from hpcm_scale.codec.image_kinds import is_picture
 from hpcm_scale.codec.image_writer import WRITERS, extension_writer, losses, picture_bytes
@@ -97,9 +97,8 @@ def encode_files(
         HpcmError: for the first thing that goes wrong; with several inputs, after trying them all.
     """
     output = options.output
-    plan = plan_jobs(
-        inputs, output, SUFFIX, is_picture, _is_coded, options.force, options.skip_existing
-    )
+    kinds = (is_picture, _is_coded, _holds_picture)
+    plan = plan_jobs(inputs, output, SUFFIX, *kinds, options.force, options.skip_existing)
     for job in plan.jobs:
         if job.target != PIPE and not _is_coded(job.target):
             raise DataError(
@@ -138,6 +137,7 @@ def decode_files(
         "-preview.png" if preview else ".png",
         _is_coded,
         lambda name: Path(name).suffix.lower() in WRITERS,
+        _holds_coded,
         options.force,
         options.skip_existing,
     )
@@ -306,18 +306,6 @@ def _aim_for_all(
     return Aim(quality=quality_of(rate))
 
 
-def contents_of(source: str) -> bytes:
-    """The bytes of a file, or of standard input.
-
-    Raises:
-        DataError: if they cannot be read.
-    """
-    try:
-        return sys.stdin.buffer.read() if source == PIPE else Path(source).read_bytes()
-    except OSError as error:
-        raise DataError(f"{source}: cannot be read ({error.strerror})") from None
-
-
 @contextmanager
 def named(source: str) -> Iterator[None]:
     """Put the file's name in front of what is wrong with it."""
@@ -384,6 +372,21 @@ def _verified(codec: Codec, picture: Picture, encoded: Encoded, on_progress: OnP
 
 def _is_coded(name: str) -> bool:
     return name.lower().endswith(SUFFIX)
+
+
+def _holds_picture(path: str) -> bool:
+    try:
+        read_picture(path, path)
+    except DataError:
+        return False
+    return True
+
+
+def _holds_coded(path: str) -> bool:
+    try:
+        return contents_of(path).startswith(container.MAGIC)
+    except DataError:
+        return False
 
 
 def _picture_name(target: str) -> str:

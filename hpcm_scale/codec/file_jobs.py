@@ -1,6 +1,7 @@
 """Files a command reads and writes: folders entered, nothing overwritten unasked."""
 
 import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -40,6 +41,7 @@ def plan_jobs(
     suffix: str,
     accepts: Callable[[str], bool],
     single: Callable[[str], bool],
+    readable: Callable[[str], bool],
     force: bool = False,
     skip_existing: bool = False,
 ) -> Plan:
@@ -51,13 +53,16 @@ def plan_jobs(
         suffix: ending of the results.
         accepts: whether a file of a folder is one to read, by its name.
         single: whether a name is that of a result rather than of a folder.
+        readable: whether a file holds what is read, whatever its name.
         force: replace files that a result's name was made for without being given.
         skip_existing: leave out inputs whose result is there.
 
     Raises:
         DataError: if two results would go to one file, or a result to a file that is there and
-            was not named.
+            was not named; or if what was given for a further input seems to be the output.
     """
+    if output is None:
+        _check_no_result(inputs[1:], single, readable)
     if PIPE in inputs and len(inputs) > 1:
         raise DataError("-: standard input has no name to make another from; give it alone")
     sources = [found for name in inputs for found in _files(name, suffix, accepts)]
@@ -81,6 +86,28 @@ def plan_jobs(
     if file is None and not force:
         _check_free(jobs)
     return Plan(jobs, 0)
+
+
+def _check_no_result(
+    inputs: Sequence[str], single: Callable[[str], bool], readable: Callable[[str], bool]
+) -> None:
+    for name in inputs:
+        if single(name) and not Path(name).is_dir() and not readable(name):
+            raise DataError(
+                f"{name}: is given as an input and holds none; to write to it, give -o {name}"
+            )
+
+
+def contents_of(source: str) -> bytes:
+    """The bytes of a file, or of standard input.
+
+    Raises:
+        DataError: if they cannot be read.
+    """
+    try:
+        return sys.stdin.buffer.read() if source == PIPE else Path(source).read_bytes()
+    except OSError as error:
+        raise DataError(f"{source}: cannot be read ({error.strerror})") from None
 
 
 def _is_folder(output: str) -> bool:

@@ -6,7 +6,7 @@ from functools import cached_property
 from pathlib import Path
 
 from hpcm_scale.codec.aim import HIGHEST_QUALITY, LOWEST_QUALITY
-from hpcm_scale.errors import CheckpointError
+from hpcm_scale.errors import ArgumentError, CheckpointError
 from hpcm_scale.weights.model_info import ModelInfo
 from hpcm_scale.weights.stored_model import BUNDLED, model_name, models_in, read_info
 
@@ -41,6 +41,7 @@ class Catalogue:
 
         Raises:
             CheckpointError: if there is no such model.
+            ArgumentError: for a quality that none of the models has.
         """
         if name is not None:
             return self._by_name(str(name))
@@ -91,7 +92,7 @@ class Catalogue:
             return Path(name)
         found = (self._bundled | self._own).get(model_name(name))
         if found is None:
-            raise CheckpointError(f"--model: {name}: no such file, and {self._listed()}")
+            raise CheckpointError(f"{name}: there is no such file, and {self._listed()}")
         return found
 
     def _by_rate(self, quality: float | None) -> Path:
@@ -105,12 +106,12 @@ class Catalogue:
                 return many[0]
             by_rate = _by_lambda(self._bundled_infos)
         if not by_rate:
-            raise CheckpointError(f"--model: name one ({self._listed()})")
+            raise CheckpointError(f"name a model ({self._listed()})")
         if quality is None:
             quality = (len(by_rate) + 1) // 2
         if not (1 <= quality <= len(by_rate) and quality == int(quality)):
-            raise CheckpointError(
-                f"--quality: {quality:g} is not one of 1 to {len(by_rate)}, as many as there are "
+            raise ArgumentError(
+                f"quality: {quality:g} is not one of 1 to {len(by_rate)}, as many as there are "
                 "models, of one rate each"
             )
         return by_rate[int(quality) - 1]

@@ -86,9 +86,9 @@ def save_tiny(
         # spread scales over the tables, some too small so that escapes are used, and means off 0.
         network.g_a[-1][0].weight *= 10
         network.h_a[-1][-1].weight *= 3
-        network.h_s[-1][-1].pair.project_bias += torch.cat(
-            [torch.linspace(0.1, 8, m), torch.linspace(-2, 2, m)]
-        )
+        last = network.h_s[-1][-1]
+        bias = last.pair.project_bias if config.hyper_depths[0] else last.bias
+        bias += torch.cat([torch.linspace(0.1, 8, m), torch.linspace(-2, 2, m)])
         for step in network.steps:
             step.scale *= torch.linspace(0.5, 2, step.scale.numel()).view(1, -1, 1, 1)
         network.z_prior.scale *= torch.linspace(0.3, 4, config.hyper_channels).view(1, -1, 1, 1)

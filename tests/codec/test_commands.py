@@ -126,6 +126,37 @@ def test_bad_input_is_one_line_exit_code_2_and_no_file(
     assert sorted(p.name for p in picture.parent.iterdir()) == ["photo.png"]
 
 
+def test_an_output_given_as_an_input_is_noticed_at_once(
+    run: Run, picture: Path, tmp_path: Path, make_photo: Callable[..., np.ndarray]
+) -> None:
+    coded, back = tmp_path / "b.hpcm", tmp_path / "b.png"
+    refused(run("encode", picture, coded, "-m", "tiny"), f"{coded}: ", f"-o {coded}")
+    assert run("encode", picture, "-o", coded, "-m", "tiny")[0] == 0
+    was = coded.read_bytes()
+    # A result from before is no picture either.
+    refused(run("encode", picture, coded, "-m", "tiny", "--force"), f"-o {coded}")
+    assert coded.read_bytes() == was
+    refused(run("decode", coded, back), f"{back}: ", f"-o {back}")
+    assert sorted(p.name for p in tmp_path.rglob("*") if p.is_file()) == ["b.hpcm", "photo.png"]
+    back.write_bytes(b"of another program")
+    refused(run("decode", coded, back, "--force"), f"-o {back}")
+    assert back.read_bytes() == b"of another program"
+
+    # What can be read is an input, whatever its name; so is what is not there but no result.
+    odd, odd_picture = tmp_path / "odd" / "c.png", tmp_path / "odd" / "d.hpcm"
+    odd.parent.mkdir()
+    odd.write_bytes(was)
+    Image.fromarray(make_photo(20, 30)).save(odd_picture, format="PNG")
+    assert run("decode", coded, odd, "--force", "-o", f"{tmp_path}/out/")[0] == 0
+    assert run("encode", picture, odd_picture, "-m", "tiny", "-o", f"{tmp_path}/out/")[0] == 0
+    names = sorted(p.name for p in (tmp_path / "out").iterdir())
+    assert names == ["b.png", "c.png", "d.hpcm", "photo.hpcm"]
+    missing = run("encode", picture, tmp_path / "no.png", "-m", "tiny")
+    assert missing[0] == 2
+    assert "no.png: cannot be read" in missing[2]
+    assert picture.with_suffix(".hpcm").exists()
+
+
 def test_bench_reports_both_ways_and_wants_pictures_of_one_size(
     run: Run, picture: Path, tmp_path: Path, make_photo: Callable[..., np.ndarray]
 ) -> None:

@@ -4,6 +4,7 @@ import math
 import zlib
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,7 +24,7 @@ from hpcm_scale.codec.aim import (
 )
 from hpcm_scale.codec.codec import Codec
 from hpcm_scale.codec.images import picture_of
-from hpcm_scale.errors import BitstreamError, ConfigError, DataError
+from hpcm_scale.errors import ArgumentError, BitstreamError, ConfigError, DataError
 from hpcm_scale.units import psnr_of
 from tests.codec.conftest import Run, photo, refused, save_tiny
 
@@ -180,6 +181,52 @@ def test_the_command_line(run: Run, picture: Path, folder: Path, tmp_path: Path)
     refused(run("encode", picture, "-o", coded, "-m", model, "--psnr", "nan"), "--psnr")
     refused(run("encode", picture, "-o", coded, "-m", model, "-q", "5", "--bpp", "1"), "one of")
     refused(run("encode", picture, "-o", coded, "-m", "tiny", "-q", "5"), "has one rate")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "in_python", "in_the_command"),
+    [
+        ({"quality": 101}, "-q 101", "quality: 101 is not", "--quality: 101 is not"),
+        ({"psnr": -2.0}, "--psnr -2", "psnr: -2.0 is not", "--psnr: -2.0 is not"),
+        (
+            {"quality": 5, "bpp": 1},
+            "-q 5 --bpp 1",
+            "quality and bpp: give one",
+            "--quality and --bpp: give one",
+        ),
+        ({"engine": "jax"}, "--engine jax", "engine: 'jax' is not", "--engine: 'jax' is not"),
+        (
+            {"engine": "numpy", "device": "cuda"},
+            "--engine numpy --device cuda",
+            "engine and device: numpy runs",
+            "--engine and --device: numpy runs",
+        ),
+        (
+            {"portable": False, "exact_pixels": True},
+            "--fast --exact-pixels",
+            "exact_pixels: need",
+            "--exact-pixels: need",
+        ),
+    ],
+)
+def test_an_error_names_the_argument_or_the_option(
+    arguments: dict[str, Any],
+    options: str,
+    in_python: str,
+    in_the_command: str,
+    run: Run,
+    picture: Path,
+    folder: Path,
+    tmp_path: Path,
+) -> None:
+    model = folder / "many.safetensors"
+    aims = {name: value for name, value in arguments.items() if name in ("quality", "psnr", "bpp")}
+    others = {name: value for name, value in arguments.items() if name not in aims}
+    with pytest.raises(ArgumentError, match=f"^{in_python}"):
+        Codec.load(model, **others).encode(photo(40, 50), **aims)
+    result = run("encode", picture, "-o", tmp_path / "a.hpcm", "-m", model, *options.split())
+    refused(result, f"hpcm-scale: {in_the_command}")
+    assert not (tmp_path / "a.hpcm").exists()
 
 
 def test_files_share_a_total_size(run: Run, folder: Path, tmp_path: Path) -> None:

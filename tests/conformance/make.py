@@ -63,11 +63,21 @@ MODELS: dict[str, dict[str, Any]] = {
     "kernel-2": {"outer_kernel": 2, "expansion": 2, "windows": [2, 4, 4]},
     "stored-bytes": {},
 }
+LATER: dict[str, dict[str, Any]] = {
+    "wide-pair": {},
+    "no-hyper-blocks": {"hyper_depths": [0, 0]},
+}
+"""Models that came later, of one file each."""
 WIDE = frozenset({"merges.1", "steps.4.adaptor", "fusions.2.out", "shared_s3.before.0.depthwise"})
+WIDE_PAIRS = frozenset(
+    {"h_s.0.1.pair.expand", "shared_s12.before.0.pair.project", "shared_s3.after.0.pair.expand"}
+)
 ARITHMETIC = {
     "mixed-bytes": Arithmetic(2, WIDE),
+    "wide-pair": Arithmetic(2, WIDE_PAIRS),
     **dict.fromkeys(
-        ("base-bytes", "psi", "deep", "narrow-context", "rates", "stored-bytes"), Arithmetic(2)
+        ("base-bytes", "psi", "deep", "narrow-context", "rates", "stored-bytes", "no-hyper-blocks"),
+        Arithmetic(2),
     ),
 }
 """Of the models that are not of arithmetic 1."""
@@ -86,12 +96,7 @@ def main() -> None:
         _write_new(name, data)
 
     for i, (model, fields) in enumerate(MODELS.items()):
-        options = {"half": True, "arithmetic": ARITHMETIC.get(model, ORIGINAL)}
-        options |= {"in_bytes": model == "stored-bytes"}
-        if not model_file(model).exists():
-            save_tiny(
-                model_file(model), seed=i, options=options, **{"name": model} | SMALL | fields
-            )
+        _save_new(model, i, fields)
         whole, tiled = loaded(model), loaded(model, 1 << 16)
         sizes = SIZES if model.startswith("base") else ((40, 50), (129, 140))
         for height, width in sizes:
@@ -109,6 +114,9 @@ def main() -> None:
         keep(f"rates-quality-{quality:g}", "rates", rates.encode(photo(60, 90, 3), quality))
     for name, (model, data) in pixels_and_scales().items():
         keep(name, model, data)
+    for i, (model, fields) in enumerate(LATER.items(), len(MODELS)):
+        _save_new(model, i, fields)
+        keep(f"{model}-made", model, made(model, (40, 60), ordinary))
     bad = spoilt(contents("base-64x64")) | spoilt_pixels()
     expected = {"files": {name: case_of(name, model) for name, model in of.items()}}
     for name, (data, _) in bad.items():
@@ -117,6 +125,13 @@ def main() -> None:
     text = json.dumps(expected, indent=1)
     (FOLDER / "expected.json").write_text(text + "\n")
     print(f"{len(of)} files that decode, {len(bad)} that must not")
+
+
+def _save_new(model: str, seed: int, fields: dict[str, Any]) -> None:
+    options = {"half": True, "arithmetic": ARITHMETIC.get(model, ORIGINAL)}
+    options |= {"in_bytes": model == "stored-bytes"}
+    if not model_file(model).exists():
+        save_tiny(model_file(model), seed=seed, options=options, **{"name": model} | SMALL | fields)
 
 
 def _write_new(name: str, data: bytes) -> None:

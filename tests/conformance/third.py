@@ -1,19 +1,22 @@
 """A third decoder: FORMAT.md in Python integers, EXACT.md by the int64 reference, and nothing else.
 
+Of the package it imports nothing; what it knows of a model is what the model's file says.
+
 It takes HPCM's portable files, in one dense walk a tile; slow, and of the kit's sizes only.
 """
 
 import json
 import math
 import zlib
+from hashlib import sha256
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
 from safetensors import safe_open
 
-from hpcm_scale.config import HpcmConfig
 from tests.entropy.exact_reference import Reference
 from tests.entropy.pixel_reference import pixels_of
 
@@ -21,6 +24,7 @@ from tests.entropy.pixel_reference import pixels_of
 class Fields(NamedTuple):
     """A file's fields that decoding needs."""
 
+    identity: bytes
     width: int
     height: int
     grey: bool
@@ -63,7 +67,7 @@ def parse(data: bytes) -> Fields:
     flags = data[4]
     further = take(1) if flags >> 7 & 1 else 0
     scales = take(1) if further & 1 else 1
-    take(4)
+    identity = take(4).to_bytes(4, "little")
     width, height = number(), number()
     tile = (64 * number(), 64 * number()) if flags >> 4 & 1 else None
     rate = take(2) if flags >> 6 & 1 else None
@@ -72,7 +76,9 @@ def parse(data: bytes) -> Fields:
     pixels = take(4) if further & 2 else None
     sections = sum(flags >> bit & 1 for bit in (2, 3, 5))
     grey, rest = bool(flags & 2), data[at:-4]
-    return Fields(width, height, grey, tile, rate, scales, digest, pixels, seed, rest, sections)
+    return Fields(
+        identity, width, height, grey, tile, rate, scales, digest, pixels, seed, rest, sections
+    )
 
 
 def parts_of(fields: Fields, tiles: int) -> list[bytes]:
@@ -140,6 +146,29 @@ def parameters_of(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return found
 
 
+def config_of(text: str) -> SimpleNamespace:
+    """A `config`, and what one older than a field lacks."""
+    fields = {"rates": [], "context_channels": None} | json.loads(text)
+    assert fields["architecture"] == "hpcm"
+    return SimpleNamespace(**fields)
+
+
+def identity_of(metadata: dict[str, str], tensors: dict[str, np.ndarray]) -> bytes:
+    """SHA-256 of what decides how a model codes."""
+    tables = sha256()
+    for part in ("y.boundaries", "y.ranges", "y.frequencies", "z.ranges", "z.frequencies"):
+        values = tensors[f"coding.{part}"]
+        tables.update(f"{part} {values.shape} ".encode())
+        tables.update(values.astype(values.dtype.newbyteorder("<")).tobytes())
+    whole = sha256(metadata["config"].encode())
+    for name, values in sorted(parameters_of(tensors).items()):
+        line = f"{name} {values.shape} {sha256(values.astype('<f4').tobytes()).hexdigest()}\n"
+        whole.update(line.encode())
+    whole.update(tables.hexdigest().encode())
+    whole.update(metadata.get("arithmetic", "").encode())
+    return whole.digest()
+
+
 class Model:
     """A model file's parts."""
 
@@ -147,7 +176,8 @@ class Model:
         with safe_open(path, "np") as stored:
             tensors = {key: stored.get_tensor(key) for key in stored.keys()}  # noqa: SIM118
             metadata: dict[str, Any] = stored.metadata()
-        self.config = HpcmConfig.model_validate(json.loads(metadata["config"]))
+        self.config = config_of(metadata["config"])
+        self.identity = identity_of(metadata, tensors)
         arithmetic = json.loads(metadata.get("arithmetic", '{"version": 1}'))
         wide = frozenset(arithmetic["wide"]) if arithmetic["version"] == 2 else None
         self.parameters = parameters_of(tensors)
@@ -224,6 +254,7 @@ class Model:
 def decoded(data: bytes, path: Path) -> np.ndarray | None:
     """The pixels of a file, if they are exact; the digest of the symbols is checked in any case."""
     model, fields = Model(path), parse(data)
+    assert model.identity.startswith(fields.identity)
     multiple = model.multiple()
     height, width = (-(-side // multiple) * multiple for side in (fields.height, fields.width))
     tile_width, tile_height = fields.tile or (width, height)

@@ -1,6 +1,6 @@
 """The exact entropy path in int64 NumPy, written from EXACT.md alone and for clarity alone.
 
-Shares no code with hpcm_scale.entropy.exact; of the models it takes only the schedule's tables.
+Shares no code with the package: the schedule's tables are read from the page.
 Every sum is checked against the bound of 2^53, taking all its terms at their magnitudes.
 """
 
@@ -8,11 +8,11 @@ import math
 from collections import defaultdict
 from collections.abc import Callable
 from functools import cache
+from typing import Any
 
 import numpy as np
 
-from hpcm_scale.config import ModelConfig
-from hpcm_scale.models.schedule import schedule_named
+from tests.entropy.exact_page import printed_schedule
 
 L = 127 * 2**14
 Code = Callable[[int, np.ndarray, np.ndarray], np.ndarray]
@@ -144,18 +144,18 @@ class Reference:
 
     Args:
         parameters: of the network by name, fp32.
-        config: of the network.
+        config: of the network, its fields as attributes.
         wide: in arithmetic 2, the layers whose weights keep 14 bits; None in arithmetic 1.
     """
 
     def __init__(
         self,
         parameters: dict[str, np.ndarray],
-        config: ModelConfig,
+        config: Any,
         wide: frozenset[str] | None = None,
     ) -> None:
         self.p, self.config, self.wide = parameters, config, wide
-        self.schedule = schedule_named(config.schedule)
+        self.schedule = printed_schedule(config.schedule)
         self.seen: dict[str, list[np.ndarray]] = defaultdict(list)
         """Outputs (H, W, C) of every layer and block, in the order of its calls."""
         n = np.arange(25 * 1024)

@@ -63,16 +63,18 @@ def step_rise() -> Array:
 
 
 @cache
-def root_of_two(parts: int, most: int) -> list[float]:
+def root_of_two(parts: int, most: int) -> Array:
     """2^(30 − n/parts), nearest integers, for n up to `most`."""
     values = [mpmath.mpf(2) ** (30 - mpmath.mpf(n) / parts) for n in range(most + 1)]
-    return [np.rint(float(v)) if 2 * v == int(2 * v) else float(nearest(v)) for v in values]
+    return np.array(
+        [np.rint(float(v)) if 2 * v == int(2 * v) else float(nearest(v)) for v in values]
+    )
 
 
 def fine_power(x: Array) -> Array:
     """2^−x of octaves over 2^16, as a product of two tables' integers."""
     x = x.clip(max=31 << 16)
-    coarse, fine = (np.array(root_of_two(*size)) for size in ((256, 31 * 256), (65536, 255)))
+    coarse, fine = (root_of_two(*size) for size in ((256, 31 * 256), (65536, 255)))
     return coarse[x // 256] * fine[x % 256] * 2.0**-60
 
 

@@ -2,10 +2,10 @@
 
 from decimal import Decimal, localcontext
 from functools import cache
+from typing import Any
 
 import numpy as np
 
-from hpcm_scale.config.model import HpcmConfig
 from tests.entropy.exact_reference import Linear, Reference, bounded, clamp, over, over_power
 
 
@@ -46,7 +46,7 @@ def without_gains(y_hat: np.ndarray, logs: np.ndarray | None, rate: int | None) 
 
 def pixels_of(
     parameters: dict[str, np.ndarray],
-    config: HpcmConfig,
+    config: Any,
     y_hat: np.ndarray,
     rate: int | None,
     grey: bool,

@@ -27,6 +27,7 @@ from hpcm_scale.errors import CheckpointError
 from hpcm_scale.models.zoo import build, model_config
 from hpcm_scale.weights.model_file import load_model, save_model
 from tests.entropy.exact_reference import L, Reference, symbols_of
+from tests.entropy.layouts import strided
 
 Model = Callable[..., object]
 
@@ -252,7 +253,10 @@ def test_a_model_that_could_overflow_is_refused(
 
 @pytest.mark.parametrize(
     "variant",
-    ["base", "large", "phi", "1b", "dcvc-dc-intra", "weconvene", "dcae", "lalic", "mlicpp", "flic"],
+    [
+        *("base", "large", "phi", "1b", "dcvc-dc-intra"),
+        *("elic", "stf", "weconvene", "dcae", "tcm", "lalic", "mambavc", "mlicpp", "flic"),
+    ],
 )
 def test_variants_walk_alike_in_batches_and_layouts(variant: str) -> None:
     torch.manual_seed(0)
@@ -263,7 +267,13 @@ def test_variants_walk_alike_in_batches_and_layouts(variant: str) -> None:
     side = network.image_multiple // 64
     z_symbols = torch.randint(-3, 4, (2, config.hyper_channels, side, side), dtype=torch.int32)
 
-    def walked(z: Tensor, layout: torch.memory_format) -> list[Tensor]:
+    def dense(x: Tensor) -> Tensor:
+        return x.contiguous()
+
+    def channels_last(x: Tensor) -> Tensor:
+        return x.contiguous(memory_format=torch.channels_last)
+
+    def walked(z: Tensor, laid_out: Callable[[Tensor], Tensor]) -> list[Tensor]:
         seen = []
 
         def code(step: int, coding: StepCoding) -> Tensor:
@@ -271,15 +281,15 @@ def test_variants_walk_alike_in_batches_and_layouts(variant: str) -> None:
             seen.extend([index, mean])
             noise = torch.Generator().manual_seed(step)
             symbols = torch.randint(-9, 10, (1, *index.shape[1:]), generator=noise)
-            return symbols.expand_as(index).to(torch.int32).contiguous(memory_format=layout)
+            return laid_out(symbols.expand_as(index).to(torch.int32))
 
         with torch.inference_mode():
-            seen.append(path.walk(z.contiguous(memory_format=layout), code))
+            seen.append(path.walk(laid_out(z), code))
         return seen
 
-    together = walked(z_symbols, torch.channels_last)
-    for i in range(2):
-        alone = walked(z_symbols[i : i + 1], torch.contiguous_format)
+    together = walked(z_symbols, channels_last)
+    for i, laid_out in enumerate((dense, strided)):
+        alone = walked(z_symbols[i : i + 1], laid_out)
         assert all(torch.equal(a, b[i : i + 1]) for a, b in zip(alone, together, strict=True))
 
 

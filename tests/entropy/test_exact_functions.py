@@ -33,6 +33,7 @@ from tests.entropy import peer_functions as reference
 from tests.entropy.exact_reference import L
 from tests.entropy.peer_models import network
 
+FLIC_BLOCK, FLIC_TABLE = "h_s.scale.0.2.trans_block", "relative_position_bias_table"
 EDGES = [-L, -L + 1, -12289, -4097, -4096, -1, 0, 1, 2, 4095, 4096, 12288, 12289, L - 1, L]
 
 
@@ -237,6 +238,16 @@ def test_wavelets_are_halved_sums_of_integers(seed: int) -> None:
         ("mambavc", "h_s.mean.0.2.op.Ds", -1e10, "op.Ds.scale: is up to"),
         ("dcae", "attentions.2.scale", 1e6, "attentions.2.scale: logits"),
         ("dcae", "h_s.mean.0.1.layers.0.res_scale_2.scale", 1e10, "res_scale_2.scale: is up to"),
+        ("mlicpp", "local_contexts.0.attend.relative_position_table", -1e13, "table: is up to"),
+        ("mlicpp", "local_contexts.1.norm2.weight", 1e10, "contexts.1.norm2: its products"),
+        ("mlicpp", "local_contexts.2.fusion.weight", 1e31, "local_contexts.2.fusion: its sums"),
+        ("mlicpp", "global_contexts.1.skip.bias", 1e37, "global_contexts.1.skip: its sums"),
+        ("flic", "h_s.mean.0.0.igdn.gamma", 3e4, "h_s.mean.0.0.igdn: its squares"),
+        ("flic", f"{FLIC_BLOCK}.attention.attns.2.{FLIC_TABLE}", -1e13, "table: is up to"),
+        ("flic", f"{FLIC_BLOCK}.norm1.weight", 1e10, "trans_block.norm1: its products"),
+        ("flic", "layers.0.projection.position_norm.weight", 16384, "position_norm: its products"),
+        ("flic", "layers.1.mixing.fc1.weight", 1e31, "layers.1.mixing.fc1.0: its sums"),
+        ("flic", "lift.bias", 1e37, "lift.4: its sums"),
     ],
 )
 def test_what_could_leave_the_bounds_is_refused(variant, parameter, value, said) -> None:

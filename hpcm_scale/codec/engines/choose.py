@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Union, cast
 
 from hpcm_scale.codec.engines.engine import Engine
-from hpcm_scale.errors import ConfigError
+from hpcm_scale.errors import ArgumentError
 
 if TYPE_CHECKING:
     from hpcm_scale.numpy_engine.model import NumpyModel
@@ -20,14 +20,14 @@ def chosen_engine(name: str | None, device: str = "cpu") -> Name:
     """The engine of that name; without one, torch where it is installed.
 
     Raises:
-        ConfigError: for a name that is none, or a device that the NumPy engine has not.
+        ArgumentError: for a name that is none, or a device that the NumPy engine has not.
     """
     if name is None:
         return "torch" if device != "cpu" or _has_torch() else "numpy"
     if name not in NAMES:
-        raise ConfigError(f"--engine: {name!r} is not one of {', '.join(NAMES)}")
+        raise ArgumentError(f"engine: {name!r} is not one of {', '.join(NAMES)}")
     if name == "numpy" and device != "cpu":
-        raise ConfigError(f"--device: {device!r} needs --engine torch; NumPy runs on cpu")
+        raise ArgumentError(f"engine and device: numpy runs on cpu, not on {device!r}")
     return "numpy" if name == "numpy" else "torch"
 
 
@@ -43,7 +43,7 @@ def load_engine(path: Path | str, name: str | None = None, device: str = "cpu") 
 
     Raises:
         CheckpointError: if it is missing, damaged or not a model that the engine computes.
-        ConfigError: as `chosen_engine`.
+        ArgumentError: as `chosen_engine`.
     """
     if chosen_engine(name, str(device)) == "numpy":
         from hpcm_scale.numpy_engine.model import load_numpy
