@@ -70,8 +70,8 @@ def checked_device(name: str, threads: int | None) -> str:
     """
     import torch
 
+    check_threads(threads)
     if threads is not None:
-        _check_threads(threads)
         torch.set_num_threads(threads)
     try:
         torch.ones(1, device=name).sum().item()
@@ -92,15 +92,16 @@ def checked_engine(name: str | None, device: str, threads: int | None) -> tuple[
     engine = chosen_engine(name, device)
     if engine == "torch":
         return checked_device(device, threads), engine
+    check_threads(threads)
     if threads is not None:
-        _check_threads(threads)
         set_threads(engine, threads)
     return device, engine
 
 
-def _check_threads(threads: int) -> None:
+def check_threads(threads: int | None) -> None:
+    """Raises ConfigError if there are far more threads than cores."""
     most = THREADS_A_CORE * (os.cpu_count() or 1)
-    if threads > most:
+    if threads is not None and threads > most:
         raise ConfigError(f"--threads: {threads} is above {most}, {THREADS_A_CORE} a core")
 
 
