@@ -6,7 +6,8 @@ Heavy imports stay inside the verbs, so that `hpcm-scale --help` and the fits do
 import os
 import signal
 import sys
-from typing import TYPE_CHECKING, NoReturn
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 # Before torch is loaded: threads that wait for each other sleep. Spinning, two threads on cores
 # that others use take ten times as long.
@@ -19,14 +20,14 @@ os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
 
 import typer
-from rich.console import Console
-from rich.text import Text
 
 from hpcm_scale import __version__
 from hpcm_scale.errors import ConfigError, HpcmError, missing_package, one_line
 from hpcm_scale.units import GIB
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from hpcm_scale.codec.engines.choose import Name
 
 app = typer.Typer(
@@ -36,8 +37,26 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 LARGEST_MEMORY = 1e6
-console = Console()
-errors = Console(stderr=True)
+
+
+class _Later:
+    """A Console of rich that is imported when it is first used: a decode prints without."""
+
+    def __init__(self, stderr: bool) -> None:
+        self._stderr = stderr
+
+    @cached_property
+    def _console(self) -> "Console":
+        from rich.console import Console
+
+        return Console(stderr=self._stderr)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._console, name)
+
+
+console = cast("Console", _Later(stderr=False))
+errors = cast("Console", _Later(stderr=True))
 
 
 @app.callback(invoke_without_command=True)
@@ -124,5 +143,7 @@ def main() -> None:
 
 def _fail(error: Exception) -> NoReturn:
     """Print an error on one line and exit with 2."""
+    from rich.text import Text
+
     errors.print(Text.assemble(("hpcm-scale: ", "red"), one_line(error)), soft_wrap=True)
     sys.exit(2)

@@ -1,11 +1,13 @@
 """Which engine decodes where none is named: NumPy as long as it costs less, and can."""
 
+import lzma
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from hpcm_scale import conformance
 from hpcm_scale.codec import commands, file_engine
 from hpcm_scale.codec.codec import Codec
 from hpcm_scale.codec.engines import choose
@@ -15,7 +17,7 @@ from hpcm_scale.weights.stored_model import bundled_model
 from tests.codec.conftest import Run
 
 MODEL = "w0.125-0.013"
-PEER = Path(__file__).parents[2] / "hpcm_scale" / "conformance" / "peers"
+PEER = Path(conformance.__file__).parent / "peers" / "models" / "elic.safetensors.xz"
 Coded = Callable[..., str]
 
 
@@ -64,10 +66,10 @@ def test_what_numpy_cannot_give_to_the_last_bit_is_left_to_torch(coded: Coded) -
     assert engine_for_files(["-"]) == "torch"
 
 
-def test_a_peer_is_left_to_torch(coded: Coded, monkeypatch: pytest.MonkeyPatch) -> None:
-    file = coded()
-    peer = next(PEER.rglob("*.safetensors"))
-    assert engine_for_files([file], str(peer)) == "torch"
+def test_a_peer_is_left_to_torch(coded: Coded, tmp_path: Path) -> None:
+    peer = tmp_path / PEER.stem
+    peer.write_bytes(lzma.decompress(PEER.read_bytes()))
+    assert engine_for_files([coded()], str(peer)) == "torch"
 
 
 def test_what_cannot_be_read_is_refused_by_the_decoder(tmp_path: Path, coded: Coded) -> None:
