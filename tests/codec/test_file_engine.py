@@ -86,7 +86,9 @@ def test_an_engine_that_is_named_is_taken(
     seen: list[Name] = []
     loaded = commands._loaded
     monkeypatch.setattr(
-        commands, "_loaded", lambda path, options: (seen.append(options.engine), loaded(path, options))[1]
+        commands,
+        "_loaded",
+        lambda path, options: (seen.append(options.engine), loaded(path, options))[1],
     )
     named = [] if engine is None else ["--engine", engine]
     code, _, error = run("decode", coded(), "--threads", "1", *named)
