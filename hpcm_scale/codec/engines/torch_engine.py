@@ -209,11 +209,12 @@ def _array(x: Tensor) -> np.ndarray:
 
 def transform_bytes(network: CodecNetwork) -> tuple[float, float]:
     """Bytes a pixel that g_a and g_s work in: as they state, else as counted."""
-    stated = [getattr(part, "working_bytes", None) for part in (network.g_a, network.g_s)]
-    if None in stated:
-        counted = _counted_bytes(network.config)
-        stated = [known or count for known, count in zip(stated, counted, strict=True)]
-    return stated[0], stated[1]
+    stated: list[float | None] = [
+        getattr(part, "working_bytes", None) for part in (network.g_a, network.g_s)
+    ]
+    counted = _counted_bytes(network.config) if None in stated else [0.0, 0.0]
+    g_a, g_s = (b if a is None else a for a, b in zip(stated, counted, strict=True))
+    return g_a, g_s
 
 
 @lru_cache(maxsize=8)
