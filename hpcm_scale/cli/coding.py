@@ -2,7 +2,7 @@
 
 import typer
 
-from hpcm_scale.cli.program import app, bytes_of, checked_engine
+from hpcm_scale.cli.program import app, bytes_of, check_threads, checked_engine
 
 MODELS, MACHINE = "Models", "Machine"
 """Panels of the help, behind the options that people need most."""
@@ -14,6 +14,12 @@ DEVICE = typer.Option(
 ENGINE = typer.Option(
     None,
     help="What computes: torch, or numpy; torch where it is installed.",
+    rich_help_panel=MACHINE,
+)
+DECODER = typer.Option(
+    None,
+    "--engine",
+    help="What computes: torch, or numpy; by default the one that is done first, start included.",
     rich_help_panel=MACHINE,
 )
 THREADS = typer.Option(
@@ -160,22 +166,25 @@ def decode(
         autocompletion=model_names,
     ),
     device: str = DEVICE,
-    engine: str | None = ENGINE,
+    engine: str | None = DECODER,
     threads: int | None = THREADS,
     memory: float = MEMORY,
 ) -> None:
     """Decompress .hpcm files to pictures."""
     from hpcm_scale.codec.commands import FileOptions, decode_files
 
+    cheaper = engine is None and device == "cpu"
+    check_threads(threads)
     options = FileOptions(
         output,
         force,
         skip_existing,
         strip,
         verbose,
-        *checked_engine(engine, device, threads),
+        *((device, "torch") if cheaper else checked_engine(engine, device, threads)),
         bytes_of(memory),
         jobs,
         threads,
+        cheaper,
     )
     decode_files(inputs, options, model, preview)

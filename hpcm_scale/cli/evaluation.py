@@ -1,11 +1,14 @@
 """Verbs that measure codecs and compare them."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import typer
-from rich.console import Console
 
 from hpcm_scale.cli.program import app, bytes_of, checked_device, console, errors
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 OTHERS, MACHINE = "Other codecs", "Machine"
 """Panels of the help."""
@@ -113,6 +116,8 @@ def compare(
     console.print(printable(line), highlight=False, markup=False, soft_wrap=True)
 
 
-def _wide() -> Console:
+def _wide() -> "Console":
     """A console on which no figure of a table is cut short: a narrow one wraps lines instead."""
+    from rich.console import Console
+
     return Console(width=max(console.width, 132), highlight=False)

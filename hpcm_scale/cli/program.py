@@ -6,7 +6,8 @@ Heavy imports stay inside the verbs, so that `hpcm-scale --help` and the fits do
 import os
 import signal
 import sys
-from typing import TYPE_CHECKING, NoReturn
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 # Before torch is loaded: threads that wait for each other sleep. Spinning, two threads on cores
 # that others use take ten times as long.
@@ -19,14 +20,14 @@ os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
 
 import typer
-from rich.console import Console
-from rich.text import Text
 
 from hpcm_scale import __version__
 from hpcm_scale.errors import ArgumentError, ConfigError, HpcmError, missing_package, one_line
 from hpcm_scale.units import GIB
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from hpcm_scale.codec.engines.choose import Name
 
 app = typer.Typer(
@@ -36,8 +37,26 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 LARGEST_MEMORY = 1e6
-console = Console()
-errors = Console(stderr=True)
+
+
+class _Later:
+    """A Console of rich that is imported when it is first used: a decode prints without."""
+
+    def __init__(self, stderr: bool) -> None:
+        self._stderr = stderr
+
+    @cached_property
+    def _console(self) -> "Console":
+        from rich.console import Console
+
+        return Console(stderr=self._stderr)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._console, name)
+
+
+console = cast("Console", _Later(stderr=False))
+errors = cast("Console", _Later(stderr=True))
 
 
 @app.callback(invoke_without_command=True)
@@ -70,8 +89,8 @@ def checked_device(name: str, threads: int | None) -> str:
     """
     import torch
 
+    check_threads(threads)
     if threads is not None:
-        _check_threads(threads)
         torch.set_num_threads(threads)
     try:
         torch.ones(1, device=name).sum().item()
@@ -92,15 +111,16 @@ def checked_engine(name: str | None, device: str, threads: int | None) -> tuple[
     engine = chosen_engine(name, device)
     if engine == "torch":
         return checked_device(device, threads), engine
+    check_threads(threads)
     if threads is not None:
-        _check_threads(threads)
         set_threads(engine, threads)
     return device, engine
 
 
-def _check_threads(threads: int) -> None:
+def check_threads(threads: int | None) -> None:
+    """Raises ConfigError if there are far more threads than cores."""
     most = THREADS_A_CORE * (os.cpu_count() or 1)
-    if threads > most:
+    if threads is not None and threads > most:
         raise ConfigError(f"--threads: {threads} is above {most}, {THREADS_A_CORE} a core")
 
 
@@ -123,6 +143,8 @@ def main() -> None:
 
 def _fail(error: Exception) -> NoReturn:
     """Print an error on one line and exit with 2."""
+    from rich.text import Text
+
     if isinstance(error, ArgumentError):
         error = ConfigError(error.as_option())
     errors.print(Text.assemble(("hpcm-scale: ", "red"), one_line(error)), soft_wrap=True)

@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
-from rich.console import Console
 
 from hpcm_scale.cli.program import app, console
 
@@ -227,4 +226,6 @@ def _say(text: str) -> None:
 
 def _print(table: object) -> None:
     """A table with no figure cut short: a narrow terminal wraps its lines instead."""
+    from rich.console import Console
+
     Console(width=max(console.width, 132), highlight=False).print(table)

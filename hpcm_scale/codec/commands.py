@@ -15,7 +15,8 @@ from hpcm_scale.codec import container
 from hpcm_scale.codec.aim import HIGHEST_QUALITY, NO_AIM, Aim, largest_within, quality_of
 from hpcm_scale.codec.codec import Codec
 from hpcm_scale.codec.coding_result import Encoded, OnProgress, part_of, unheard
-from hpcm_scale.codec.engines.choose import Name
+from hpcm_scale.codec.engines.choose import Name, chosen_engine, set_threads
+from hpcm_scale.codec.file_engine import engine_for_files
 from hpcm_scale.codec.file_jobs import PIPE, Job, contents_of, plan_jobs
 from hpcm_scale.codec.find_model import Catalogue
 from hpcm_scale.codec.image_kinds import is_picture
@@ -57,6 +58,8 @@ class FileOptions:
     """Files at once."""
     threads: int | None = None
     """CPU threads of each process; None to share the cores out."""
+    cheaper: bool = False
+    """Decode with the cheaper engine, whatever `engine` says."""
 
 
 class ArithmeticOptions(NamedTuple):
@@ -145,6 +148,12 @@ def decode_files(
         extension_writer(_picture_name(job.target))
     _say_skipped(plan.skipped)
     if plan.jobs:
+        if options.cheaper:
+            sources = (job.source for job in plan.jobs)
+            engine = chosen_engine(None) if preview else engine_for_files(sources, model)
+            if options.threads is not None:
+                set_threads(engine, options.threads)
+            options = replace(options, engine=engine)
         make = partial(_Decoder, model, options, preview)
         run_jobs(plan.jobs, make, "decoding", options.jobs, options.threads, options.engine)
 

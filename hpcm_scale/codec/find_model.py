@@ -16,13 +16,15 @@ log = logging.getLogger(__name__)
 class Catalogue:
     """The models that need no path: those of the folder HPCM_MODELS, and the bundled ones.
 
-    A file in the folder that is no model is passed over with a note.
+    Args:
+        noted: say which files of the folder are passed over, as they are no models.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, noted: bool = True) -> None:
+        self._noted = noted
         self._folder = os.environ.get("HPCM_MODELS") or None
         self._own = {} if self._folder is None else models_in(self._folder)
-        if self._folder is not None and not Path(self._folder).is_dir():
+        if noted and self._folder is not None and not Path(self._folder).is_dir():
             log.warning("note: HPCM_MODELS=%s is not a folder", self._folder)
         self._bundled = models_in(BUNDLED)
 
@@ -81,7 +83,7 @@ class Catalogue:
 
     @cached_property
     def _own_infos(self) -> dict[Path, ModelInfo]:
-        return _infos(self._own, noted=True)
+        return _infos(self._own, self._noted)
 
     @cached_property
     def _bundled_infos(self) -> dict[Path, ModelInfo]:

@@ -6,9 +6,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Generator, Sequence
-from typing import TYPE_CHECKING, Protocol
-
-from rich.console import Console
+from typing import TYPE_CHECKING, Protocol, TextIO
 
 from hpcm_scale.codec.coding_result import OnProgress, unheard
 from hpcm_scale.codec.engines.choose import Name, set_threads, threads_of
@@ -167,7 +165,9 @@ class _Bar:
         """Show that so many files are done."""
         late = self._total > 1 or time.monotonic() - self._start > PATIENCE
         if self._progress is None and late and sys.stderr.isatty():
-            from rich.progress import Progress  # here: a small picture does not wait for it
+            # Here: a small picture does not wait for them.
+            from rich.console import Console
+            from rich.progress import Progress
 
             self._progress = Progress(console=Console(stderr=True), transient=True)
             self._progress.add_task(self._doing, total=self._total)
@@ -186,25 +186,36 @@ class _Lines:
     """Results on standard output, failures on standard error; a closed pipe ends neither."""
 
     def __init__(self, to_stderr: bool) -> None:
-        self._out = _Survivor(stderr=to_stderr, highlight=False, soft_wrap=True)
-        self._errors = _Survivor(stderr=True, highlight=False, soft_wrap=True)
+        self._out = _Survivor(sys.stderr if to_stderr else sys.stdout)
+        self._errors = _Survivor(sys.stderr)
 
     def show(self, lines: list[str]) -> None:
         """Print what a file gave."""
         for line in lines:
-            self._out.print(printable(line), markup=False)
+            self._out.print(printable(line))
 
     def fail(self, error: HpcmError) -> None:
         """Print what went wrong with a file."""
-        self._errors.print(f"hpcm-scale: {printable(str(error))}", markup=False)
+        self._errors.print(f"hpcm-scale: {printable(str(error))}")
 
 
-class _Survivor(Console):
-    """A console whose reader may go away: what comes after is said to nobody."""
+class _Survivor:
+    """A stream whose reader may go away: what comes after is said to nobody."""
 
-    def on_broken_pipe(self) -> None:
-        self.quiet = True
-        # The interpreter flushes standard output at its end, and must not fail then.
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, (sys.stderr if self.stderr else sys.stdout).fileno())
-        os.close(nowhere)
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._quiet = False
+
+    def print(self, line: str) -> None:
+        """Write a line, unless nobody reads."""
+        if self._quiet:
+            return
+        try:
+            self._stream.write(f"{line}\n")
+            self._stream.flush()
+        except BrokenPipeError:
+            self._quiet = True
+            # The interpreter flushes standard output at its end, and must not fail then.
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self._stream.fileno())
+            os.close(nowhere)

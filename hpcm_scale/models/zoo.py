@@ -1,6 +1,7 @@
 """The network of a configuration."""
 
 from collections.abc import Callable
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -13,47 +14,43 @@ from hpcm_scale.config.variants import (
     variants,
     with_rates,
 )
-from hpcm_scale.models.baselines.charm import Charm
-from hpcm_scale.models.baselines.dcvc_dc import DcvcDcIntra
 from hpcm_scale.models.codec_network import CodecNetwork
-from hpcm_scale.models.hpcm import HPCM
-from hpcm_scale.models.peers.dcae import Dcae
-from hpcm_scale.models.peers.elic import Elic
-from hpcm_scale.models.peers.flic import Flic
-from hpcm_scale.models.peers.lalic import Lalic
-from hpcm_scale.models.peers.mambavc import Mambavc
-from hpcm_scale.models.peers.mlicpp import Mlicpp
-from hpcm_scale.models.peers.stf import Stf
-from hpcm_scale.models.peers.tcm import Tcm
-from hpcm_scale.models.peers.weconvene import Weconvene
 
 __all__ = [
     "ARCHITECTURES",
     "build",
     "chosen_model",
     "model_config",
+    "network_class",
     "scale_config",
     "variants",
     "with_rates",
 ]
 
-ARCHITECTURES: dict[str, Callable[[Any], CodecNetwork]] = {
-    "hpcm": HPCM,
-    "charm": Charm,
-    "dcvc-dc-intra": DcvcDcIntra,
-    "dcae": Dcae,
-    "elic": Elic,
-    "flic": Flic,
-    "lalic": Lalic,
-    "mambavc": Mambavc,
-    "mlicpp": Mlicpp,
-    "stf": Stf,
-    "tcm": Tcm,
-    "weconvene": Weconvene,
+ARCHITECTURES = {
+    "hpcm": ("hpcm", "HPCM"),
+    "charm": ("baselines.charm", "Charm"),
+    "dcvc-dc-intra": ("baselines.dcvc_dc", "DcvcDcIntra"),
+    "dcae": ("peers.dcae", "Dcae"),
+    "elic": ("peers.elic", "Elic"),
+    "flic": ("peers.flic", "Flic"),
+    "lalic": ("peers.lalic", "Lalic"),
+    "mambavc": ("peers.mambavc", "Mambavc"),
+    "mlicpp": ("peers.mlicpp", "Mlicpp"),
+    "stf": ("peers.stf", "Stf"),
+    "tcm": ("peers.tcm", "Tcm"),
+    "weconvene": ("peers.weconvene", "Weconvene"),
 }
+"""Module here and class of each architecture's network."""
+
+
+def network_class(architecture: str) -> Callable[[Any], CodecNetwork]:
+    """The class of an architecture's network; its module is imported when it is first asked for."""
+    module, name = ARCHITECTURES[architecture]
+    return getattr(import_module(f"hpcm_scale.models.{module}"), name)
 
 
 def build(config: ModelConfig) -> CodecNetwork:
     """The network of `config`, initialised by torch's global generator, in channels_last memory."""
-    network = ARCHITECTURES[config.architecture](config)
+    network = network_class(config.architecture)(config)
     return network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]

@@ -34,6 +34,7 @@ from hpcm_scale.weights.parameters import (
     build_on_meta,
     check_names,
     parameter_shapes,
+    shapes_of,
     values_of,
 )
 from hpcm_scale.weights.safetensors_writer import (
@@ -205,7 +206,8 @@ def load_model(path: Path | str, device: torch.device | str = "cpu") -> LoadedMo
     tensors = _parameters(stored.tensors)
     tables = tables_of(_tables(stored.tensors, path), path)
     stored.check_tables(tables)
-    shapes = parameter_shapes(info.config, str(path), Extent.of(tensors))
+    network = build_on_meta(info.config, str(path), Extent.of(tensors))
+    shapes = shapes_of(network)
     check_names(tensors, shapes, info.config, str(path))
     for name in shapes:
         if tensors[name].dtype != torch.float32:
@@ -217,7 +219,6 @@ def load_model(path: Path | str, device: torch.device | str = "cpu") -> LoadedMo
     with ThreadPoolExecutor() as pool:  # hashlib releases the interpreter's lock
         hashes = dict(zip(shapes, pool.map(hashed, shapes), strict=True))
     stored.check_identity(shapes, hashes, tables)
-    network = build_on_meta(info.config, str(path))
     # Assigned, not copied: on the CPU the parameters stay pages of the file. Putting them in
     # channels_last order would copy them all, and gives the same results no faster.
     network.load_state_dict(tensors, assign=True)

@@ -4,9 +4,9 @@ A file's configuration is not believed before its tensors bear it out: a network
 no device, and only as far as it needs no more parameters than the file has.
 """
 
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -15,11 +15,12 @@ from torch.nn.modules.module import (
     register_module_module_registration_hook,
     register_module_parameter_registration_hook,
 )
+from torch.overrides import TorchFunctionMode
 
 from hpcm_scale.config import ModelConfig
 from hpcm_scale.errors import CheckpointError, ConfigError, one_line
 from hpcm_scale.models.codec_network import CodecNetwork
-from hpcm_scale.models.zoo import build
+from hpcm_scale.models.zoo import build, network_class
 from hpcm_scale.weights.byte_weights import as_bytes, from_bytes
 
 _REGISTERED = 4
@@ -53,8 +54,9 @@ def build_on_meta(config: ModelConfig, source: str, limit: Extent | None = None)
     Raises:
         CheckpointError: if no such network can be built, or not within the limit.
     """
+    network_class(config.architecture)  # imported out here: it may make tensors of its own
     try:
-        with torch.device("meta"), _within(limit):
+        with torch.device("meta"), _Uninitialised(), _within(limit):
             return build(config)
     except (ConfigError, RuntimeError, ValueError, TypeError, ArithmeticError) as error:
         reason = one_line(error)[:200]
@@ -68,8 +70,29 @@ def parameter_shapes(
 
     Args, Raises: as for `build_on_meta`.
     """
-    network = build_on_meta(config, source, limit)
+    return shapes_of(build_on_meta(config, source, limit))
+
+
+def shapes_of(network: nn.Module) -> dict[str, tuple[int, ...]]:
+    """The shapes of a network's parameters by name, in its order."""
     return {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+
+
+class _Uninitialised(TorchFunctionMode):
+    """Leaves out what `torch.nn.init` does: on no device it takes most of the time and fills
+    nothing."""
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return kwargs["tensor"] if "tensor" in kwargs else args[0]
+        return func(*args, **kwargs)
 
 
 @contextmanager

@@ -390,7 +390,23 @@ def test_decoding_imports_neither_scipy_nor_a_compiler():
         "for name in ('w0.125-0.013', 'compact'):\n"
         "    codec = Codec.load(bundled_model(name))\n"
         "    codec.decode(codec.encode(np.zeros((64, 64, 3), np.uint8)))\n"
-        "print([name for name in ('scipy', 'torch._dynamo', 'sympy') if name in sys.modules])"
+        "unused = ('scipy', 'torch._dynamo', 'sympy', 'deepspeed', 'rich.console',"
+        " 'hpcm_scale.entropy.exact.peer_registry', 'hpcm_scale.models.storage_tracker')\n"
+        "print([name for name in (*unused, *sys.modules) if name in sys.modules and"
+        " (name in unused or name.startswith('hpcm_scale.models.peers.'))])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_decoding_a_small_file_imports_no_torch(picture: Path, run: Run) -> None:
+    coded = picture.with_suffix(".hpcm")
+    assert run("encode", picture, "--model", "w0.125-0.013")[0] == 0
+    code = (
+        "import sys; from hpcm_scale.cli import app\n"
+        f"sys.argv = ['hpcm-scale', 'decode', {str(coded)!r}, '-o', {str(coded) + '.png'!r}]\n"
+        "app(standalone_mode=False)\n"
+        "print([name for name in ('torch', 'scipy', 'rich.console') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"

@@ -18,8 +18,6 @@ from hpcm_scale.entropy.parameters import EntropyParameters, FloatParameters, St
 from hpcm_scale.errors import CheckpointError
 from hpcm_scale.models.codec_network import CodecNetwork, noise_shapes
 from hpcm_scale.models.density import ScaleDensity
-from hpcm_scale.models.storage_tracker import StorageTracker
-from hpcm_scale.models.zoo import build
 from hpcm_scale.weights.model_file import LoadedModel
 
 COUNTED_SIDE = 256
@@ -43,7 +41,7 @@ class TorchTransforms:
         reach = reach_of((self._network.g_a, self._network.g_s)[which])
         if reach is None:
             return WHOLE // LATENT, 0
-        side = piece_side(reach, transform_bytes(self._network.config)[which], memory)
+        side = piece_side(reach, transform_bytes(self._network)[which], memory)
         return side // LATENT, reach // LATENT
 
     def empty(self, rows: int, columns: int) -> Tensor:
@@ -94,7 +92,7 @@ class TorchEngine:
         needs = [walk_bytes(network.config)] if network.global_context else []
         transforms = (network.g_a, network.g_s)
         if any(reach_of(transform) is None for transform in transforms):
-            counted = zip(transforms, transform_bytes(network.config), strict=True)
+            counted = zip(transforms, transform_bytes(network), strict=True)
             needs += [count for transform, count in counted if reach_of(transform) is None]
         return needs
 
@@ -209,9 +207,23 @@ def _array(x: Tensor) -> np.ndarray:
     return x.contiguous().cpu().numpy()
 
 
+def transform_bytes(network: CodecNetwork) -> tuple[float, float]:
+    """Bytes a pixel that g_a and g_s work in: as they state, else as counted."""
+    stated: list[float | None] = [
+        getattr(part, "working_bytes", None) for part in (network.g_a, network.g_s)
+    ]
+    counted = _counted_bytes(network.config) if None in stated else [0.0, 0.0]
+    g_a, g_s = (b if a is None else a for a, b in zip(stated, counted, strict=True))
+    return g_a, g_s
+
+
 @lru_cache(maxsize=8)
-def transform_bytes(config: ModelConfig) -> tuple[float, float]:
-    """Bytes a pixel that g_a and g_s work in, counted on the meta device where none is stated."""
+def _counted_bytes(config: ModelConfig) -> list[float]:
+    """Bytes a pixel that g_a and g_s work in, counted on the meta device."""
+    # Here: most transforms state theirs, and a small picture would wait for this.
+    from hpcm_scale.models.storage_tracker import StorageTracker
+    from hpcm_scale.models.zoo import build
+
     with torch.device("meta"):
         network = build(config)
         inputs = (
@@ -220,15 +232,12 @@ def transform_bytes(config: ModelConfig) -> tuple[float, float]:
         )
     found = []
     for transform, x in zip((network.g_a, network.g_s), inputs, strict=True):
-        stated = getattr(transform, "working_bytes", None)
-        if stated is None:
-            account = StorageTracker([*transform.parameters(), x], 0)
-            with account, torch.no_grad():
-                transform(x.contiguous(memory_format=torch.channels_last))
-            # Half as much again for what the allocator and the convolutions keep.
-            stated = 1.5 * sum(account.peak) / COUNTED_SIDE**2
-        found.append(stated)
-    return found[0], found[1]
+        account = StorageTracker([*transform.parameters(), x], 0)
+        with account, torch.no_grad():
+            transform(x.contiguous(memory_format=torch.channels_last))
+        # Half as much again for what the allocator and the convolutions keep.
+        found.append(1.5 * sum(account.peak) / COUNTED_SIDE**2)
+    return found
 
 
 def reach_of(transform: nn.Module) -> int | None:

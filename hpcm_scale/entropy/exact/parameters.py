@@ -17,7 +17,7 @@ from hpcm_scale.entropy.exact.layers import (
     ExactQuadtreeStep,
     ExactSharedNet,
 )
-from hpcm_scale.entropy.exact.registry import BLOCKS, LAYERS
+from hpcm_scale.entropy.exact.registry import Registry, registry_of
 from hpcm_scale.entropy.parameters import CodeStep, FloatParameters, StepCoding
 from hpcm_scale.entropy.tables import Tables
 from hpcm_scale.errors import CheckpointError
@@ -123,22 +123,23 @@ def check_exact(network: CodecNetwork, arithmetic: Arithmetic) -> None:
 def _check(network: CodecNetwork, kernels: Kernels) -> None:
     if network.config.architecture not in ARCHITECTURES:
         return
+    registry = registry_of(network.config.architecture)
     for name, module in network.named_children():
         if name not in _FLOATING:
-            _check_layers(module, name, kernels)
+            _check_layers(module, name, kernels, registry)
 
 
-def _check_layers(module: nn.Module, name: str, kernels: Kernels) -> None:
-    layer = LAYERS.get(type(module))
+def _check_layers(module: nn.Module, name: str, kernels: Kernels, registry: Registry) -> None:
+    layer = registry.layers.get(type(module))
     if layer is not None:  # its parts are no layers of their own
         layer(module, name, kernels)
         return
     if isinstance(module, ContextStep):
         integer_scale(module.scale.detach().double().cpu().numpy(), name)
-    if type(module) in BLOCKS:
-        BLOCKS[type(module)](module, {}, name, kernels)
+    if type(module) in registry.blocks:
+        registry.blocks[type(module)](module, {}, name, kernels)
     for part, child in module.named_children():
-        _check_layers(child, f"{name}.{part}", kernels)
+        _check_layers(child, f"{name}.{part}", kernels, registry)
 
 
 def refused(network: CodecNetwork) -> str | None:
@@ -154,24 +155,25 @@ def refused(network: CodecNetwork) -> str | None:
 def obstacles(network: CodecNetwork) -> list[str]:
     """Layers on the decoder's path that have no exact arithmetic, the first of each kind."""
     found: dict[str, str] = {}
+    registry = registry_of(network.config.architecture)
     for name, child in network.named_children():
         if name not in _FLOATING:
-            for layer, kind in _inexact(child, name):
+            for layer, kind in _inexact(child, name, registry):
                 found.setdefault(kind, f"{layer} ({kind})")
     return list(found.values())
 
 
-def _inexact(module: nn.Module, name: str) -> Iterator[tuple[str, str]]:
+def _inexact(module: nn.Module, name: str, registry: Registry) -> Iterator[tuple[str, str]]:
     """Name and kind of the layers inside `module` that have no exact counterpart."""
-    if type(module) in (*LAYERS, *_COMPARING):
+    if type(module) in (*registry.layers, *_COMPARING):
         return
     children = list(module.named_children())
     owns = any(True for _ in module.parameters(recurse=False))
-    made = (ContextStep, nn.ModuleList, *BLOCKS)
+    made = (ContextStep, nn.ModuleList, *registry.blocks)
     if not isinstance(module, made) and (owns or not children):
         yield name, type(module).__name__
     for part, child in children:
-        yield from _inexact(child, f"{name}.{part}")
+        yield from _inexact(child, f"{name}.{part}", registry)
 
 
 def exact_network(network: CodecNetwork, kernels: Kernels = ORIGINAL_KERNELS) -> CodecNetwork:
@@ -188,18 +190,21 @@ def exact_network(network: CodecNetwork, kernels: Kernels = ORIGINAL_KERNELS) ->
     twin = copy.copy(network)
     twin._modules = dict(network._modules)
     device = network.z_prior.centre.device
+    registry = registry_of(network.config.architecture)
     for name in twin._modules.keys() - _FLOATING:
-        setattr(twin, name, _exact(getattr(network, name), name, kernels).to(device))
+        exact = _exact(getattr(network, name), name, kernels, registry)
+        setattr(twin, name, exact.to(device))
     return twin
 
 
-def _exact(module: nn.Module, name: str, kernels: Kernels) -> nn.Module:
+def _exact(module: nn.Module, name: str, kernels: Kernels, registry: Registry) -> nn.Module:
     """The exact layer, or container of exact layers, of `module`."""
-    layer = LAYERS.get(type(module))
+    layer = registry.layers.get(type(module))
     if layer is not None:
         return layer(module, name, kernels)
     parts = {
-        part: _exact(child, f"{name}.{part}", kernels) for part, child in module.named_children()
+        part: _exact(child, f"{name}.{part}", kernels, registry)
+        for part, child in module.named_children()
     }
     if isinstance(module, ContextStep):
         return ExactContextStep(module, parts["adaptor"], name, kernels)
@@ -209,8 +214,8 @@ def _exact(module: nn.Module, name: str, kernels: Kernels) -> nn.Module:
         return ExactSharedNet(parts["before"], parts["after"])
     if isinstance(module, _COMPARING):
         return module
-    if type(module) in BLOCKS:
-        return BLOCKS[type(module)](module, parts, name, kernels)
+    if type(module) in registry.blocks:
+        return registry.blocks[type(module)](module, parts, name, kernels)
     if isinstance(module, HyperPair):
         return HyperPair(*(cast(Transform, parts[part]) for part in ("mean", "scale")))
     if isinstance(module, nn.Sequential):
