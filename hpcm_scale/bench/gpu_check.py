@@ -33,6 +33,7 @@ from hpcm_scale.models.zoo import build, chosen_model, model_config
 from hpcm_scale.planning.measured import Check, Measured, StepTime
 from hpcm_scale.training.build_tools import missing_tools
 from hpcm_scale.training.rendezvous import free_port
+from hpcm_scale.training.single_precision import set_tf32
 from hpcm_scale.units import processor
 
 BIT_TOLERANCE = {"fp32": 2e-3, "bf16": 5e-2}
@@ -182,8 +183,7 @@ class GpuCheck:
 
     def parity(self) -> str:
         """Training passes on the device give the CPU's rates and pictures, forward and backward."""
-        # By default CUDA's convolutions round single precision to 10 bits.
-        torch.backends.cudnn.allow_tf32 = False
+        set_tf32(False)
         worst = 0.0
         for variant in self.plan.parity:
             expected = training_pass(variant, torch.device("cpu"), torch.float32)

@@ -53,7 +53,7 @@ def case(
     """A case of `batch` crops over `ranks`; no data is read.
 
     Args:
-        precision: fp32, bf16 or auto, as RunConfig has it.
+        precision: fp32, tf32, bf16 or auto, as RunConfig has it.
         compiled: through torch.compile, as CUDA graphs where they can be.
     """
     run = RunConfig(
