@@ -43,8 +43,8 @@ LOSS_TOLERANCE = 1e-3
 """Largest relative difference between losses of one run spread in different ways."""
 MEMORY_TOLERANCE = 0.15
 STEPS_SECONDS = 30 * 60.0
-"""What the timed steps may take of the hour. Compiling a network for one micro-batch takes minutes:
-graphs are measured from the smallest micro-batch up, which they are for, as far as the time goes."""
+"""What the timed steps may take of the hour. To compile a network for one micro-batch takes
+minutes: graphs are measured from the smallest up, which they are for, as far as the time goes."""
 SMALL_OPERATIONS = 2000
 """Operations one after another that tell what a launch takes."""
 
