@@ -33,6 +33,7 @@ from hpcm_scale.models.zoo import build, chosen_model, model_config
 from hpcm_scale.planning.measured import Check, Measured, StepTime
 from hpcm_scale.training.build_tools import missing_tools
 from hpcm_scale.training.rendezvous import free_port
+from hpcm_scale.training.single_precision import set_tf32
 from hpcm_scale.units import processor
 
 BIT_TOLERANCE = {"fp32": 2e-3, "bf16": 5e-2}
@@ -41,6 +42,9 @@ may fall on the other side of a half, and what is coded after it depends on it."
 LOSS_TOLERANCE = 1e-3
 """Largest relative difference between losses of one run spread in different ways."""
 MEMORY_TOLERANCE = 0.15
+STEPS_SECONDS = 30 * 60.0
+"""What the timed steps may take of the hour. To compile a network for one micro-batch takes
+minutes: graphs are measured from the smallest up, which they are for, as far as the time goes."""
 SMALL_OPERATIONS = 2000
 """Operations one after another that tell what a launch takes."""
 
@@ -182,8 +186,7 @@ class GpuCheck:
 
     def parity(self) -> str:
         """Training passes on the device give the CPU's rates and pictures, forward and backward."""
-        # By default CUDA's convolutions round single precision to 10 bits.
-        torch.backends.cudnn.allow_tf32 = False
+        set_tf32(False)
         worst = 0.0
         for variant in self.plan.parity:
             expected = training_pass(variant, torch.device("cpu"), torch.float32)
@@ -220,7 +223,7 @@ class GpuCheck:
     def stages_agree(self) -> str:
         """Every way to spread a run gives the same losses."""
         stages = list(self.plan.stages)
-        if missing_tools():
+        if {*missing_tools()} - {"libaio"}:  # which disks alone need
             stages = [stage for stage in stages if "offload" not in stage]
         ranks = self.plan.ranks
         losses = {
@@ -246,13 +249,20 @@ class GpuCheck:
 
     def step_times(self) -> str:
         """Times, launches and memory of steps by micro-batch, with and without graphs."""
-        faults = []
+        faults, left_out = [], []
+        begun, longest = perf_counter(), 0.0
         for graphs in (False, True) if self.plan.cuda else (False,):
             for micro in self.plan.micro_batches:
+                name = f"{micro} crops{', graphs' * graphs}"
+                start = perf_counter()
+                if start - begun + longest > STEPS_SECONDS:
+                    left_out.append(name)
+                    continue
                 try:
                     self.steps.append(self._step_time(micro, graphs))
                 except RunError as error:  # no room, or a graph that cannot be recorded
-                    faults.append(f"{micro} crops{', graphs' * graphs}: {one_line(error)}")
+                    faults.append(f"{name}: {one_line(error)}")
+                longest = max(longest, perf_counter() - start)
         if not self.steps:
             raise RunError("; ".join(faults))
         best = max(self.steps, key=lambda step: step.peak_share)
@@ -262,6 +272,8 @@ class GpuCheck:
             f"with {best.micro_batch} crops; {1e3 * fastest.seconds:.1f} ms and {fastest.launches} "
             f"launches with {fastest.micro_batch}"
         )
+        if left_out:
+            said += f"; no time for {', '.join(left_out)}"
         if faults:
             raise RunError(f"{said}; but {'; '.join(faults)}")
         return said

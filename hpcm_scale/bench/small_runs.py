@@ -83,9 +83,12 @@ class SmallRuns:
             RunError: if it fails.
         """
         words = self._command(name, *changes, ranks=ranks)
-        done = subprocess.run(
-            words, env=_environment(), capture_output=True, text=True, timeout=TIMEOUT
-        )
+        try:
+            done = subprocess.run(
+                words, env=_environment(), capture_output=True, text=True, timeout=TIMEOUT
+            )
+        except subprocess.TimeoutExpired:
+            raise RunError(f"{name}: has not ended within {TIMEOUT:.0f} s") from None
         if done.returncode:
             text = (done.stderr.strip() or done.stdout.strip()).splitlines()
             raise RunError(f"{name}: exit code {done.returncode}: {text[-1] if text else ''}")

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
-from time import perf_counter
+from time import monotonic, perf_counter
 from typing import Any
 
 import torch
@@ -24,6 +24,10 @@ LAUNCHING = r"^(cuda|cu)(Launch|GraphLaunch)"
 """Names, in a profile, of the calls that start work on a GPU."""
 WARM_UP = 2
 """Steps before the measured ones: the second has all optimizer state and DeepSpeed's trace."""
+
+
+ANSWER_TIMEOUT = 600.0
+"""Seconds a rank may take over what it was asked: the first step may compile for minutes."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +57,7 @@ def case(
     """A case of `batch` crops over `ranks`; no data is read.
 
     Args:
-        precision: fp32, bf16 or auto, as RunConfig has it.
+        precision: fp32, tf32, bf16 or auto, as RunConfig has it.
         compiled: through torch.compile, as CUDA graphs where they can be.
     """
     run = RunConfig(
@@ -173,7 +177,11 @@ def _prepare(case: Case, threads: int) -> tuple[Callable[[], None], int]:
 
 
 class Workers:
-    """The ranks of one case, each a process that steps when told to."""
+    """The ranks of one case, each a process that steps when told to.
+
+    Raises:
+        RunError: if a rank fails, or none answers within `ANSWER_TIMEOUT`, here and in every call.
+    """
 
     def __init__(self, case: Case, threads: int) -> None:
         self.case = case
@@ -189,11 +197,21 @@ class Workers:
             theirs.close()
             self.pipes.append(ours)
             self.processes.append(process)
-        self._answers()
+        try:
+            self._answers()
+        except RunError:
+            self.close()  # or one that hangs would keep its memory of the device
+            raise
 
     def _answers(self) -> list[Any]:
+        """What each rank says to the last question."""
         answers = []
-        for pipe in self.pipes:
+        deadline = monotonic() + ANSWER_TIMEOUT
+        for rank, pipe in enumerate(self.pipes):
+            if not pipe.poll(max(0.0, deadline - monotonic())):
+                raise RunError(
+                    f"{self.case.name}: rank {rank} has not answered for {ANSWER_TIMEOUT:.0f} s"
+                )
             try:
                 answers.append(pipe.recv())
             except EOFError:
@@ -221,10 +239,12 @@ class Workers:
         return max(self._answers())
 
     def close(self) -> None:
-        """End the ranks' processes, by force if they take over ten seconds."""
-        for pipe, process in zip(self.pipes, self.processes, strict=True):
+        """End the ranks' processes, by force those that take over ten seconds."""
+        for pipe in self.pipes:
             pipe.close()
-            process.join(10)
+        deadline = monotonic() + 10
+        for process in self.processes:
+            process.join(max(0.0, deadline - monotonic()))
             if process.is_alive():
                 process.kill()
 

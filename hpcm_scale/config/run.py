@@ -179,10 +179,11 @@ class RunConfig(StrictModel):
     deepspeed: str = "zero3"
     """A name in configs/deepspeed, or the path of such a file: how parameters, gradients and
     optimizer state are spread over ranks, memory and disks."""
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    precision: Literal["auto", "fp32", "tf32", "bf16"] = "auto"
     """Arithmetic of the passes. auto is bf16 on GPUs, and on CPUs that have it (AVX512-BF16 or AMX)
-    under ZeRO 1 to 3; else fp32. Master weights, rates and the optimizer are fp32. A run may go on
-    with the other."""
+    under ZeRO 1 to 3; else fp32. fp32 is so in every product; tf32 lets GPUs round the factors of
+    products to 10 bits, for several times the speed. Master weights, rates and the optimizer are
+    fp32. A run may go on with another."""
     checkpoint_activations: bool | Positive = True
     """Recompute activations in the backward pass instead of keeping them: of every transform stage
     and coding step (true), of none (false), or of every k-th."""

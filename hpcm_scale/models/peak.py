@@ -12,6 +12,8 @@ from hpcm_scale.models.torch_internals import has_native_bf16, has_vnni, int_mm
 
 PEAK_SIDE = 2048
 """Side of the matrices that are multiplied on a CPU."""
+UNSUITED_SIDE = 256
+"""On a CPU without bf16, where larger ones take half a minute in it."""
 ACCELERATOR_SIDE = 8192
 """On an accelerator, which multiplies smaller ones in less time than ordering it takes."""
 
@@ -54,6 +56,8 @@ def _rate(
 ) -> float:
     on_cpu = torch.device(device).type == "cpu"
     side = PEAK_SIDE if on_cpu else ACCELERATOR_SIDE
+    if on_cpu and dtype == torch.bfloat16 and not has_native_bf16():
+        side = UNSUITED_SIDE
     a = (64 * torch.rand(side, side, device=device)).to(dtype)
     # An accelerator loads and chooses its kernel at the first product of a shape.
     multiply(a[:1] if on_cpu else a, a)[0, 0].item()  # .item() waits for the device

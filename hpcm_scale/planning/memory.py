@@ -151,6 +151,34 @@ def recomputed_parameters(model: ModelConfig) -> int:
     return step + shared
 
 
+@cached
+def viewed_parameters(model: ModelConfig, crop: int) -> int:
+    """Parameters of which the forward pass saves a view for the backward pass.
+
+    DeepSpeed frees a gathered parameter by giving it an empty tensor: autograd, which saves the
+    parameter itself where it can, lets go of the values too, but not those of a view: the matrix
+    that a 1×1 convolution is. A CPU, which runs small ones as convolutions, holds fewer.
+    """
+    with torch.random.fork_rng([]), torch.device("meta"), kernels_of("cuda"):
+        network = build(model)
+        network.to(memory_format=torch.contiguous_format)  # pyright: ignore[reportCallIssue]
+        network.checkpoint_activations(False)
+        whole = {p.untyped_storage()._cdata: p for p in network.parameters()}
+        viewed = set()
+
+        def look(saved: torch.Tensor) -> torch.Tensor:
+            key = saved.untyped_storage()._cdata
+            if key in whole and saved.shape != whole[key].shape:
+                viewed.add(key)
+            return saved
+
+        y, z = noise_shapes(model, 1, crop, crop)
+        x = torch.empty(1, 3, crop, crop).contiguous(memory_format=torch.channels_last)
+        with torch.autograd.graph.saved_tensors_hooks(look, lambda saved: saved):
+            network(x, (torch.empty(y), torch.empty(z)))
+    return sum(whole[key].numel() for key in viewed)
+
+
 @dataclass(frozen=True)
 class Memory:
     """Bytes of one rank, by class: on its device, in its host's memory and on disk.
@@ -225,8 +253,7 @@ def rank_memory(
         optimizer=states,
         ema=ema_bytes,
         activations=work.peak_with_gradients - gradients if stage < 2 else work.peak,
-        buffers=_buffers(spread, count, largest, ranks, each, cpu)
-        + (_held(model, spread, count, largest, ranks, each) if checkpointing else 0.0),
+        buffers=_buffers(spread, count, largest, ranks, each, cpu),
         retained=work.retained,
         update=_update(spread, count, largest, ranks, cpu),
         copy=saved if background_copy and not offloaded else 0.0,
@@ -234,6 +261,11 @@ def rank_memory(
         host=0.0,
         disk=0.0,
     )
+    if stage == 3 and (ranks > 1 or spread.parameters_on != "none"):
+        held = recomputed_parameters(model) if checkpointing else viewed_parameters(model, crop)
+        memory = replace(
+            memory, buffers=memory.buffers + each * _held(spread, largest, held, count)
+        )
     if offloaded:
         memory = _offload_optimizer(memory, spread, share, largest)
     if spread.parameters_on != "none":
@@ -301,14 +333,10 @@ def _buffers(
     return each * (2 * bucket + gathered)
 
 
-def _held(
-    model: ModelConfig, spread: ZeroLayout, count: int, largest: int, ranks: int, each: int
-) -> float:
-    """Bytes of gathered parameters that recomputation holds beyond those that may be live."""
-    if spread.stage < 3 or (ranks == 1 and spread.parameters_on == "none"):
-        return 0.0
+def _held(spread: ZeroLayout, largest: int, held: int, count: int) -> int:
+    """Of `held` gathered parameters, which autograd keeps, those beyond what may be live."""
     live = max(spread.live_parameters, largest) + spread.prefetch_bucket
-    return each * max(0, min(recomputed_parameters(model), count) - min(live, count))
+    return max(0, min(held, count) - min(live, count))
 
 
 def _update(spread: ZeroLayout, count: int, largest: int, ranks: int, cpu: bool) -> float:

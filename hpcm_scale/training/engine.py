@@ -31,7 +31,15 @@ from hpcm_scale.training.ema import load_weights
 from hpcm_scale.training.extension_locks import drop_stale_locks
 from hpcm_scale.training.parameter_groups import parameter_groups
 from hpcm_scale.training.parametrization import scale_initial, scalings
-from hpcm_scale.training.rendezvous import choose_interface, describe_job, local_size, open_store
+from hpcm_scale.training.rendezvous import (
+    check_device,
+    choose_interface,
+    collective_timeout,
+    describe_job,
+    local_size,
+    open_store,
+)
+from hpcm_scale.training.single_precision import set_tf32
 from hpcm_scale.training.start import principal_network
 from hpcm_scale.training.zero_layout import TIGHT_HEAP_BOUNDARY, UPDATED_AT_ONCE
 from hpcm_scale.units import peak_rss
@@ -65,7 +73,8 @@ def init_distributed(timeout: float) -> tuple[int, int]:
         rank and world size.
 
     Raises:
-        ConfigError: if the ranks cannot meet at MASTER_ADDR and MASTER_PORT.
+        ConfigError: if the ranks cannot meet at MASTER_ADDR and MASTER_PORT, or this one has no
+            device.
     """
     rank, world = describe_job()
     if accelerator().device_name() == "cpu" and "OMP_NUM_THREADS" not in os.environ:
@@ -77,7 +86,10 @@ def init_distributed(timeout: float) -> tuple[int, int]:
     os.environ["PATH"] = f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}"
     # DeepSpeed 0.19 calls collectives by names that torch 2.13 renamed, and warns at each.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
-    accelerator().set_device(int(os.environ["LOCAL_RANK"]))  # or all would take the first
+    device = int(os.environ["LOCAL_RANK"])
+    if accelerator().device_name() == "cuda":
+        check_device(device, torch.cuda.device_count(), os.environ.get("CUDA_VISIBLE_DEVICES"))
+    accelerator().set_device(device)  # or all would take the first
     # Parts of a long sum would be added up in half precision.
     torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
     skip_shared_memory_operator()
@@ -88,8 +100,7 @@ def init_distributed(timeout: float) -> tuple[int, int]:
     deepspeed.init_distributed(
         accelerator().communication_backend_name(),
         verbose=False,
-        # Later than the watchdog, which knows the rank that is waited for.
-        timeout=timedelta(seconds=1.2 * timeout + 60),
+        timeout=timedelta(seconds=collective_timeout(timeout)),
     )
     del store
     native_bf16()  # ranks agree while all are here
@@ -242,6 +253,7 @@ def build_engine(
         CheckpointError: if the file of `init` cannot be used.
     """
     config = deepspeed_config(run, world_size)
+    set_tf32(run.precision == "tf32")
     if universal:
         config["checkpoint"] = {"load_universal": True}
     torch.manual_seed(run.seed)

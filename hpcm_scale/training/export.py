@@ -13,6 +13,7 @@ from hpcm_scale.runs.metrics_log import MetricsLog
 from hpcm_scale.runs.run_record import RunRecord
 from hpcm_scale.training import checkpoint
 from hpcm_scale.training.loss import RateDistortion
+from hpcm_scale.training.single_precision import set_tf32
 from hpcm_scale.training.validate import validate
 from hpcm_scale.training.zero_checkpoint import EMA_FILES, ema_weights, master_weights
 from hpcm_scale.weights.model_file import ModelInfo, load_model, parameter_shapes, save_model
@@ -132,6 +133,7 @@ def _check(
     """Compare the validation loss of the model at `path` with the run's, in its precision."""
     device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     network = load_model(path, device).network
+    set_tf32(record.field("config.precision", str) == "tf32")
     in_bf16 = any(folder.glob("bf16_*"))
     if in_bf16:
         network = network.to(torch.bfloat16)

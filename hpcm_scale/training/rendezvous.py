@@ -35,6 +35,33 @@ def local_size() -> int:
     return int(os.environ.get("LOCAL_SIZE") or os.environ.get("LOCAL_WORLD_SIZE") or "1")
 
 
+def collective_timeout(stall_timeout: float) -> float:
+    """Seconds after which a collective operation may fail: later than the watchdog, which knows the
+    rank that is waited for, ends a job that stays at one point for `stall_timeout`."""
+    return 1.2 * stall_timeout + 60
+
+
+def check_device(local_rank: int, devices: int, visible: str | None) -> None:
+    """
+    Args:
+        local_rank: of the rank among those of its host.
+        devices: GPUs that it sees.
+        visible: its CUDA_VISIBLE_DEVICES.
+
+    Raises:
+        ConfigError: unless it sees a GPU of that number, which one that is shown its own alone
+            does not.
+    """
+    if local_rank < devices:
+        return
+    shown = "no CUDA_VISIBLE_DEVICES" if visible is None else f"CUDA_VISIBLE_DEVICES={visible}"
+    raise ConfigError(
+        f"LOCAL_RANK: {local_rank} of {socket.gethostname()} sees {devices} "
+        f"GPU{'s' * (devices != 1)} ({shown}); show every rank all GPUs of its host (Slurm: "
+        "--gpus-per-node, not --gpus-per-task), or start fewer ranks"
+    )
+
+
 def open_store(timeout: float) -> TCPStore:
     """The job's store, kept by rank 0 for as long as it holds this object or one like it.
 

@@ -6,6 +6,7 @@ judges them by its own clock.
 """
 
 import json
+import math
 import os
 import socket
 import sys
@@ -20,7 +21,7 @@ from torch.distributed import DistError  # pyright: ignore[reportPrivateImportUs
 from hpcm_scale.errors import JOB_LOST, HpcmError, one_line
 from hpcm_scale.training.agreement import PeerFailed
 from hpcm_scale.training.deepspeed_internals import collective_calls
-from hpcm_scale.training.rendezvous import open_store
+from hpcm_scale.training.rendezvous import collective_timeout, open_store
 
 INTERVAL = 2.0
 """Seconds between signs of life."""
@@ -51,6 +52,7 @@ class Watchdog:
         self._ended = threading.Event()
         self._decided = threading.Event()
         """Set once a verdict is there."""
+        leave_faults_to_watchdog(stall_timeout)
         # Its own connection: a thread must not wait for one that the main thread holds.
         self._store = open_store(stall_timeout)
         self._store.set_timeout(timedelta(seconds=HEARTBEAT_TIMEOUT))
@@ -188,6 +190,19 @@ class Watchdog:
                 self._wait_for("read", 3 * INTERVAL)
                 time.sleep(0.3)  # they are about to drop their connections
         os._exit(verdict.code)  # the main thread may be inside a collective that never ends
+
+
+def leave_faults_to_watchdog(stall_timeout: float) -> None:
+    """Keep torch's own threads from ending a rank whose peers are gone or late.
+
+    Where NCCL finds a peer gone, they abort the process at once, with a C++ trace and no word to
+    the others, and after eight minutes in which NCCL itself hangs. The watchdog says which rank it
+    was, in one line, with an exit code that is worth another start. Call it before the ranks
+    connect; what the environment sets already stays.
+    """
+    os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "0")  # neither aborts nor tears down
+    latest = math.ceil(collective_timeout(stall_timeout))
+    os.environ.setdefault("TORCH_NCCL_HEARTBEAT_TIMEOUT_SEC", str(latest))
 
 
 class Verdict(NamedTuple):

@@ -1,12 +1,14 @@
 """Run by the launcher on two ranks: in every ZeRO stage, a bad step on one rank is no step on any.
 
-Prints, for each stage and fault, whether every rank left its weights alone, and then moved them
-with the next good step exactly as a run that never saw the fault.
+Prints, for each precision, stage and fault, on how many ranks the step was left out, left master
+weights and those of the passes alone, was followed by a good one, and this moved the weights
+exactly as in a run that never saw the fault.
 """
 
 import argparse
 import json
 import sys
+from itertools import product
 
 import deepspeed
 import torch
@@ -20,13 +22,17 @@ parser.add_argument("--local_rank", type=int)
 parser.parse_args()
 RANK, _ = init_distributed(timeout=60)
 CLIP = 0.5
+FAULTS = ("loss", "gradient", "overflow")
+OVERFLOWING = 3.4e38
+"""A number in fp32, infinite in bf16: the largest are 3.4028e38 and 3.3895e38."""
 
 
-def guarded(stage: int) -> StepGuard:
+def guarded(bf16: bool, stage: int) -> StepGuard:
     torch.manual_seed(0)
     config = {
         "train_micro_batch_size_per_gpu": 4,
         "gradient_clipping": CLIP if stage else 0.0,
+        "bf16": {"enabled": bf16},
         "optimizer": {"type": "Adam", "params": {"lr": 0.1, "torch_adam": True}},
         "zero_optimization": {"stage": stage},
         "steps_per_print": 2**31,
@@ -40,18 +46,24 @@ def guarded(stage: int) -> StepGuard:
 
 def step(guard: StepGuard, fault: str | None) -> bool:
     x = torch.linspace(-1, 1, 12).view(4, 3) + RANK
-    loss = guard.engine(x).square().mean()
+    bias = guard.engine.module[2].bias
+    loss = guard.engine(x.to(bias.dtype)).float().square().mean()
     if fault == "loss" and RANK == 1:
         loss = loss * float("nan")
     if fault == "gradient" and RANK == 1:
         # d√u/du at 0 is infinite, and 0 · ∞ no number, though the loss is one.
-        loss = loss + (guard.engine.module[2].bias * 0).sum().sqrt()
+        loss = loss + (bias * 0).sum().sqrt()
+    if fault == "overflow" and RANK == 1:
+        loss = loss + (bias - bias.detach()).float().sum() * OVERFLOWING  # the loss stays as it is
     guard.engine.backward(loss)
     return guard.step(loss).stepped
 
 
 def weights(guard: StepGuard) -> list[torch.Tensor]:
-    return [piece.values.detach().clone() for piece in master_shards(guard.engine).values()]
+    """Copies of this rank's master weights, and of its part of those the passes compute with."""
+    masters = [shard.values for shard in master_shards(guard.engine).values()]
+    used = [getattr(p, "ds_tensor", p) for p in guard.engine.module.parameters()]
+    return [tensor.detach().clone() for tensor in (*masters, *used)]
 
 
 def same(a: list[torch.Tensor], b: list[torch.Tensor]) -> bool:
@@ -59,18 +71,18 @@ def same(a: list[torch.Tensor], b: list[torch.Tensor]) -> bool:
 
 
 found = {}
-for stage in range(4):
-    for fault in ("loss", "gradient"):
-        clean, faulty = guarded(stage), guarded(stage)
-        moved = step(clean, None) and step(faulty, None)
+for bf16, stage in ((False, 0), *product((False, True), (1, 2, 3))):
+    clean, faulty = guarded(bf16, stage), guarded(bf16, stage)
+    moved = step(clean, None) and step(faulty, None)
+    for fault in FAULTS if bf16 else FAULTS[:2]:
         before = weights(faulty)
         skipped = not step(faulty, fault)
         kept = same(before, weights(faulty))
-        moved = moved and step(clean, None) and step(faulty, None)
+        moved = step(clean, None) and step(faulty, None) and moved
         equal = same(weights(clean), weights(faulty)) and not same(before, weights(faulty))
-        verdict = torch.tensor([skipped and kept and moved and equal], dtype=torch.int32)
+        verdict = torch.tensor([skipped, kept, moved, equal], dtype=torch.int32)
         torch.distributed.all_reduce(verdict)
-        found[f"{stage} {fault}"] = int(verdict)
+        found[f"{'bf16' if bf16 else 'fp32'} {stage} {fault}"] = verdict.tolist()
 if RANK == 0:
     sys.stdout.write(f"\n{json.dumps(found)}\n")
 torch.distributed.barrier()

@@ -56,9 +56,11 @@ def losses(out: Path) -> list[float]:
     return [row["loss"] for row in rows(out, "train")]
 
 
-def test_a_run_on_disks_equals_one_in_memory(on_disk, dataset, tmp_path):
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_run_on_disks_equals_one_in_memory(precision, on_disk, dataset, tmp_path):
+    settings = (f"precision={precision}",)
     for name, deepspeed in (("disks", str(on_disk)), ("memory", "zero3")):
-        said = train(tmp_path / name, dataset, f"deepspeed={deepspeed}")
+        said = train(tmp_path / name, dataset, f"deepspeed={deepspeed}", *settings)
         assert said.startswith("0\n"), said
     disks = losses(tmp_path / "disks")
     assert disks == pytest.approx(losses(tmp_path / "memory"), rel=1e-3)

@@ -12,6 +12,7 @@ from hpcm_scale.errors import ConfigError
 from hpcm_scale.training import rendezvous
 from hpcm_scale.training.rendezvous import (
     address_towards,
+    check_device,
     choose_interface,
     free_port,
     interface_of,
@@ -145,3 +146,14 @@ def test_ranks_that_meet_twice_share_one_server(job):
         for rank in range(2)
     ]
     assert [rank.wait(timeout=120) for rank in ranks] == [0, 0]
+
+
+def test_a_rank_that_sees_too_few_gpus_is_refused():
+    for devices, visible in ((8, None), (4, "4,5,6,7")):
+        check_device(3, devices, visible)
+    with pytest.raises(
+        ConfigError, match=r"LOCAL_RANK: 3 .* sees 1 GPU \(CUDA_VISIBLE_DEVICES=3\)"
+    ):
+        check_device(3, 1, "3")
+    with pytest.raises(ConfigError, match=r"sees 2 GPUs \(no CUDA_VISIBLE_DEVICES\)"):
+        check_device(2, 2, None)

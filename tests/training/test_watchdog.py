@@ -1,5 +1,6 @@
 """Which rank is named when a job is lost, and what becomes of the others."""
 
+import json
 import os
 import re
 import signal
@@ -91,6 +92,29 @@ def test_a_job_without_a_fault_ends_well_on_every_rank():
             assert (rank.returncode, text) == (0, "")
     finally:
         end(ranks)
+
+
+@pytest.mark.parametrize("given", [{}, {"ASYNC_ERROR_HANDLING": "1"}])
+def test_nccl_ends_no_rank_before_the_verdict_unless_told_to(given):
+    """In the environment that torch's NCCL reads when the ranks connect."""
+    code = (
+        "import json, os\n"
+        "from hpcm_scale.training.watchdog import Watchdog\n"
+        "dog = Watchdog(0, 1, stall_timeout=600)\n"
+        "names = [name for name in os.environ if name.startswith('TORCH_NCCL_')]\n"
+        "print(json.dumps({name[11:]: os.environ[name] for name in names}), flush=True)\n"
+        "dog.close()\n"
+        "os._exit(0)\n"
+    )
+    job = {"WORLD_SIZE": "1", "RANK": "0", "MASTER_ADDR": "127.0.0.1"}
+    job |= {"MASTER_PORT": str(free_port())} | {f"TORCH_NCCL_{k}": v for k, v in given.items()}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=os.environ | job, capture_output=True, text=True
+    )
+    found = json.loads(done.stdout)
+    assert int(found["HEARTBEAT_TIMEOUT_SEC"]) > 600
+    assert found["ASYNC_ERROR_HANDLING"] == given.get("ASYNC_ERROR_HANDLING", "0")
+    assert "BLOCKING_WAIT" not in found
 
 
 @pytest.mark.distributed
