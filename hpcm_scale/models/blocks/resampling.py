@@ -7,6 +7,7 @@ the convolutions they are.
 
 from torch import Tensor, nn
 
+from hpcm_scale.models.delayed_gradients import DelayedGradients, Layer
 from hpcm_scale.models.linear import convolution, linear, use_convolution
 
 
@@ -15,11 +16,21 @@ class Conv1x1(nn.Conv2d):
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__(inputs, outputs, 1)
+        self.delayed: DelayedGradients | None = None
+
+    def layers(self) -> list[Layer]:
+        """Its weight and bias, whose gradients can be delayed."""
+        assert self.bias is not None  # the class is made with one
+        return [(self.weight, self.bias)]
 
     def forward(self, x: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
         if use_convolution(x):
             return convolution(x, self.weight, self.bias)
-        return linear(x.permute(0, 2, 3, 1), self.weight.flatten(1), self.bias).permute(0, 3, 1, 2)
+        rows, weight = x.permute(0, 2, 3, 1), self.weight.flatten(1)
+        if self.delayed is None:
+            return linear(rows, weight, self.bias).permute(0, 3, 1, 2)
+        own = self.delayed.store, id(self.weight), True
+        return linear(rows, weight, self.bias, *own).permute(0, 3, 1, 2)
 
 
 class StridedConv1x1(Conv1x1):

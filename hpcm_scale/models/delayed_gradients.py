@@ -1,0 +1,204 @@
+"""Weight gradients of layers that run many times in a pass, computed together at its end.
+
+Left to autograd, every use of a shared layer has its own gradients of weight and bias, which are
+added one after the other: four small launches a use. Here a use leaves what its gradients are
+products of, and one product over all uses, of all layers of a shape, follows once the backward pass
+has been through them. Parameters get their gradients once a pass, as before, so that what hangs on
+it (ZeRO's reductions, accumulation over micro-batches) sees no difference.
+
+Source: weight-gradient passes apart from the others are zero-bubble pipelining's
+(arXiv 2401.10241); Transformer Engine keeps such a store for it.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from hpcm_scale.models.density import upcast_half
+from hpcm_scale.models.linear import use_onednn, weight_gradient
+from hpcm_scale.units import MIB
+
+HELD_BYTES = 512 * MIB
+"""Bytes that uses may leave before they are summed up. Batches that exceed it are bound by
+arithmetic, not by launches."""
+
+Layer = tuple[nn.Parameter, nn.Parameter]
+"""Weight and bias of a product of rows, (O, I) but for axes of size 1, or of a depthwise
+convolution 3×3, (C, 1, 3, 3)."""
+Gradients = tuple[Tensor, Tensor]
+"""Of a layer's weight and bias."""
+
+
+class WeightGradientStore:
+    """What one pass through the uses of some layers leaves to be multiplied.
+
+    It lives as long as the pass's graph: a backward pass that fails leaves nothing to the next.
+    """
+
+    def __init__(self, layers: Sequence[Layer]) -> None:
+        self._layers = layers
+        self._uses: dict[int, list[tuple[Tensor, Tensor]]] = defaultdict(list)
+        self._sums: dict[int, Gradients] = {}
+        self._held = 0
+        self.token: Tensor = _Settle.apply(self, *(one for layer in layers for one in layer))
+        """An input of every use, so that the layers' gradients come after the last of them."""
+
+    def add(self, weight: int, grad: Tensor, x: Tensor) -> None:
+        """Note that the backward pass has been through a use.
+
+        Args:
+            weight: the `id` of the layer's.
+            grad: of the layer's result: (n, O), or (B, C, h, w) of a convolution.
+            x: what went in: (n, I) or (B, C, h, w).
+        """
+        self._uses[weight].append((grad, x))
+        self._held += grad.nbytes + x.nbytes
+        if self._held > HELD_BYTES:
+            self._sum_up()
+
+    def gradients(self) -> list[Tensor | None]:
+        """Gradients of weight and bias of layer after layer, None of those not used."""
+        self._sum_up()
+        found: list[Tensor | None] = []
+        for layer in self._layers:
+            sums = self._sums.pop(id(layer[0]), (None, None))
+            for parameter, total in zip(layer, sums, strict=True):
+                wanted = total is not None and parameter.requires_grad
+                found.append(total.to(parameter.dtype).view_as(parameter) if wanted else None)
+        return found
+
+    def _sum_up(self) -> None:
+        alike: dict[Any, list[int]] = defaultdict(list)
+        for weight, uses in self._uses.items():
+            alike[tuple((grad.shape, x.shape) for grad, x in uses)].append(weight)
+        for weights in alike.values():
+            layers = [self._uses[weight] for weight in weights]
+            rows = layers[0][0][0].dim() == 2
+            summed = _products(layers) if rows else [_correlation(uses) for uses in layers]
+            for weight, new in zip(weights, summed, strict=True):
+                self._sums[weight] = _added(self._sums.get(weight), new)
+        self._uses.clear()
+        self._held = 0
+
+
+class _Settle(torch.autograd.Function):
+    """Gives layers their gradients when the backward pass has been through all their uses."""
+
+    @staticmethod
+    def forward(ctx: Any, store: WeightGradientStore, *parameters: Tensor) -> Tensor:
+        ctx.store = store
+        ctx.set_materialize_grads(False)
+        return parameters[0].new_empty(0)
+
+    @staticmethod
+    def backward(ctx: Any, *_: Tensor) -> tuple[Tensor | None, ...]:
+        return None, *ctx.store.gradients()
+
+
+def _added(sums: Gradients | None, new: Gradients) -> Gradients:
+    if sums is None:
+        return new
+    # Half precision would lose what comes late.
+    weight, bias = (upcast_half(total) for total in sums)
+    return weight.add_(new[0]), bias.add_(new[1])
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def _products(layers: Sequence[Sequence[tuple[Tensor, Tensor]]]) -> list[Gradients]:
+    """Gradients of layers from their uses, (n_k, O) and (n_k, I) with the same n_k of each."""
+    grad, x = (
+        _joined([use[i] for uses in layers for use in uses]).unflatten(0, (len(layers), -1))
+        for i in (0, 1)
+    )
+    if use_onednn(x):  # a batched product would be BLAS's
+        of_weight = [weight_gradient(g, r) for g, r in zip(grad, x, strict=True)]
+    else:
+        of_weight = list(torch.bmm(grad.transpose(1, 2), x))
+    return list(zip(of_weight, grad.sum(1), strict=True))
+
+
+def _correlation(uses: Sequence[tuple[Tensor, Tensor]]) -> Gradients:
+    """Gradients of a depthwise convolution from its uses, (B, C, h_k, w_k) twice."""
+    by_size: dict[torch.Size, list[tuple[Tensor, Tensor]]] = defaultdict(list)
+    for use in uses:
+        by_size[use[0].shape].append(use)
+    total = None
+    for alike in by_size.values():
+        grad, x = (_joined([use[i] for use in alike]) for i in (0, 1))
+        shape = x.new_empty(1).expand(x.shape[1], 1, 3, 3)  # its values are not read
+        _, of_weight, of_bias = depthwise_backward(grad, x, shape, (False, True, True))
+        total = _added(total, (of_weight, of_bias))
+    assert total is not None  # there is no layer without uses
+    return total
+
+
+def depthwise_backward(
+    grad: Tensor, x: Tensor, weight: Tensor, wanted: tuple[bool, bool, bool]
+) -> tuple[Tensor, ...]:
+    """Gradients of x (B, C, h, w), weight (C, 1, 3, 3) and bias (C,), those `wanted`."""
+    channels = x.shape[1]
+    return torch.ops.aten.convolution_backward(
+        *(grad, x, weight, [channels], [1, 1], [1, 1], [1, 1], False, [0, 0], channels),
+        list(wanted),
+    )
+
+
+@runtime_checkable
+class DelayableLayers(Protocol):
+    """A module that gives its uses to a store, where there is one."""
+
+    delayed: "DelayedGradients | None"
+
+    def layers(self) -> list[Layer]: ...
+
+
+class DelayedGradients:
+    """Hands layers the store of the pass that is under way."""
+
+    def __init__(self) -> None:
+        self._store: WeightGradientStore | None = None
+
+    @property
+    def store(self) -> WeightGradientStore | None:
+        """Of this pass; None where a use computes its own gradients.
+
+        That is so in compiled code, without gradients, under ZeRO-3, and where activations are
+        recomputed (whose results matter, not their graph).
+        """
+        if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+            return None
+        return self._store
+
+    def take_over(self, modules: nn.Module) -> None:
+        """Delay the weight gradients of all layers in `modules` that know how."""
+        for module in modules.modules():
+            if isinstance(module, DelayableLayers):
+                module.delayed = self
+
+    @contextmanager
+    def one_pass(self, *modules: nn.Module) -> Iterator[None]:
+        """Let all uses of the layers in `modules` share a store while this lasts."""
+        if torch.is_grad_enabled():
+            layers = [
+                layer
+                for each in modules
+                for module in each.modules()
+                if isinstance(module, DelayableLayers)
+                for layer in module.layers()
+            ]
+            parameters = [one for layer in layers for one in layer]
+            # ZeRO-3 has a parameter, and its shape, only while its owner runs.
+            whole = not any(hasattr(one, "ds_id") for one in parameters)
+            if whole and any(one.requires_grad for one in parameters):
+                self._store = WeightGradientStore(layers)
+        try:
+            yield
+        finally:
+            self._store = None
