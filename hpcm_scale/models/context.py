@@ -53,7 +53,7 @@ class ContextStep(nn.Module):
 
 
 class _Attention(torch.autograd.Function):
-    """softmax(factor · Q Kᵀ) V in the windows and heads of three maps (B, C, h, w), and there back.
+    """out + softmax(factor · Q Kᵀ) V in the windows and heads of maps (B, C, h, w).
 
     In few operations: the maps are cut and put together as one. Written out: windows are too short
     for a fused kernel to gain anything, and FLOP counters see matrix products on every device.
@@ -61,14 +61,17 @@ class _Attention(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, query: Tensor, key: Tensor, value: Tensor, heads: int, window: int
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor, out: Tensor, heads: int, window: int
     ) -> Tensor:
         q, k, v = _windows(torch.cat([query, key, value]), heads, window).chunk(3)
         ctx.factor = (query.shape[1] // heads) ** -0.5
         weights = _scaled(q, k.transpose(1, 2), ctx.factor).softmax(-1)
         ctx.save_for_backward(q, k, v, weights)
         ctx.heads, ctx.window = heads, window
-        return _from_windows(torch.bmm(weights, v), query.shape, heads, window)
+        found = _at_places(torch.bmm(weights, v), out.shape, heads, window)
+        rows = out.permute(0, 2, 3, 1)
+        total = rows.reshape(found.shape) + found
+        return total.reshape(rows.shape).permute(0, 3, 1, 2)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
@@ -76,19 +79,19 @@ class _Attention(torch.autograd.Function):
         grad = _windows(grads[0], ctx.heads, ctx.window)
         of_weights = torch.bmm(grad, v.transpose(1, 2))
         logits = torch.ops.aten._softmax_backward_data(of_weights, weights, -1, weights.dtype)
-        of_q = _scaled(logits, k, ctx.factor)
-        of_k = _scaled(logits.transpose(1, 2), q, ctx.factor)
-        of_v = torch.bmm(weights.transpose(1, 2), grad)
-        b, *map_ = grads[0].shape
-        maps = _from_windows(
-            torch.cat([of_q, of_k, of_v]), torch.Size((3 * b, *map_)), ctx.heads, ctx.window
-        )
-        return *maps.chunk(3), None, None
+        of_maps = q.new_empty(3, *q.shape)
+        _scaled(logits, k, ctx.factor, out=of_maps[0])
+        _scaled(logits.transpose(1, 2), q, ctx.factor, out=of_maps[1])
+        torch.bmm(weights.transpose(1, 2), grad, out=of_maps[2])
+        b, c, h, w = grads[0].shape
+        maps = _at_places(of_maps, torch.Size((3 * b, c, h, w)), ctx.heads, ctx.window)
+        maps = maps.reshape(3 * b, h, w, c).permute(0, 3, 1, 2)
+        return *maps.chunk(3), grads[0], None, None
 
 
-def _scaled(a: Tensor, b: Tensor, factor: float) -> Tensor:
+def _scaled(a: Tensor, b: Tensor, factor: float, out: Tensor | None = None) -> Tensor:
     """factor · a b, the factor within the product."""
-    return torch.baddbmm(a.new_empty(1, 1, 1), a, b, beta=0, alpha=factor)
+    return torch.baddbmm(a.new_empty(1, 1, 1), a, b, beta=0, alpha=factor, out=out)
 
 
 def _windows(x: Tensor, heads: int, window: int) -> Tensor:
@@ -99,12 +102,14 @@ def _windows(x: Tensor, heads: int, window: int) -> Tensor:
     return x.permute(0, 1, 3, 5, 2, 4, 6).reshape(-1, s * s, d)
 
 
-def _from_windows(x: Tensor, shape: torch.Size, heads: int, window: int) -> Tensor:
-    """The inverse of `_windows`, of a map of that shape, in channels_last memory."""
+def _at_places(x: Tensor, shape: torch.Size, heads: int, window: int) -> Tensor:
+    """What `_windows` made of a map of that shape as (B, h/s, s, w/s, s, heads, C/heads): a view.
+
+    Its axes are those of (B, h, w, C).
+    """
     b, c, h, w = shape
     s, d = window, c // heads
-    x = x.view(b, h // s, w // s, heads, s, s, d).permute(0, 1, 4, 2, 5, 3, 6)
-    return x.reshape(b, h, w, c).permute(0, 3, 1, 2)
+    return x.view(b, h // s, w // s, heads, s, s, d).permute(0, 1, 4, 2, 5, 3, 6)
 
 
 class WindowFusion(nn.Module):
@@ -125,4 +130,4 @@ class WindowFusion(nn.Module):
     def forward(self, psi: Tensor, context: Tensor) -> Tensor:
         """(B, 2M, h, w) twice -> (B, 2M, h, w); h and w multiples of the window."""
         maps = self.query(psi), self.key(context), self.value(context)
-        return _Attention.apply(*maps, self.heads, self.window) + self.out(psi)
+        return _Attention.apply(*maps, self.out(psi), self.heads, self.window)
