@@ -1,5 +1,6 @@
 """The context model's nets: step adaptors, shared nets, and the progressive fusion."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -8,6 +9,8 @@ from torch import Tensor, nn
 from hpcm_scale.config import SharedNetConfig
 from hpcm_scale.models.blocks.resampling import Conv1x1
 from hpcm_scale.models.blocks.residual import DWConvRB
+from hpcm_scale.models.delayed_gradients import DelayedGradients, Layer
+from hpcm_scale.models.linear import GradientStore
 
 
 class SharedNet(nn.Module):
@@ -27,8 +30,30 @@ class SharedNet(nn.Module):
             *(DWConvRB(2 * m) for _ in range(config.out)),
         )
 
-    def forward(self, x: Tensor, step_scale: Tensor) -> Tensor:
-        return self.after(self.before(x) * step_scale)
+    def forward(self, x: Tensor, step_scale: Callable[[Tensor], Tensor]) -> Tensor:
+        """Args: step_scale: multiplies the channels of the net's middle."""
+        return self.after(step_scale(self.before(x)))
+
+
+class _StepScale(torch.autograd.Function):
+    """x (B, C, h, w) times factors of its channels, whose gradient may be left to a store."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, scale: Tensor, store: GradientStore | None, key: int, _: Tensor | None
+    ) -> Tensor:
+        ctx.save_for_backward(x, scale)
+        ctx.store, ctx.key = store, key
+        return x * scale
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (grad,) = grads
+        x, scale = ctx.saved_tensors
+        if ctx.store is None:
+            return grad * scale, (grad * x).sum_to_size(scale.shape), None, None, None
+        ctx.store.add(ctx.key, grad, x)
+        return grad * scale, None, None, None, None
 
 
 class ContextStep(nn.Module):
@@ -46,10 +71,19 @@ class ContextStep(nn.Module):
             else Conv1x1(3 * latent_channels, channels)
         )
         self.scale = nn.Parameter(torch.ones(1, channels, 1, 1))
+        self.delayed: DelayedGradients | None = None
+
+    def layers(self) -> list[Layer]:
+        """Its scale, whose gradient can be delayed."""
+        return [(self.scale,)]
 
     def forward(self, context: Tensor, y_hat: Tensor, shared: SharedNet) -> Tensor:
         """ψ (B, 2M, h, w) from the context (B, 2M, h, w) and the latents so far (B, M, h, w)."""
-        return shared(self.adaptor(torch.cat([context, y_hat], dim=1)), self.scale)
+        return shared(self.adaptor(torch.cat([context, y_hat], dim=1)), self._scaled)
+
+    def _scaled(self, x: Tensor) -> Tensor:
+        store = self.delayed and self.delayed.store
+        return _StepScale.apply(x, self.scale, store, id(self.scale), store and store.token)
 
 
 class _Attention(torch.autograd.Function):

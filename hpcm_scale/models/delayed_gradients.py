@@ -11,7 +11,7 @@ Source: weight-gradient passes apart from the others are zero-bubble pipelining'
 """
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol, runtime_checkable
 
@@ -26,11 +26,13 @@ HELD_BYTES = 512 * MIB
 """Bytes that uses may leave before they are summed up. Batches that exceed it are bound by
 arithmetic, not by launches."""
 
-Layer = tuple[nn.Parameter, nn.Parameter]
+Layer = tuple[nn.Parameter, ...]
 """Weight and bias of a product of rows, (O, I) but for axes of size 1, or of a depthwise
-convolution 3×3, (C, 1, 3, 3)."""
-Gradients = tuple[Tensor, Tensor]
-"""Of a layer's weight and bias."""
+convolution 3×3, (C, 1, 3, 3); or the factors of channels alone, (1, C, 1, 1)."""
+Gradients = tuple[Tensor, ...]
+"""Of a layer's parameters."""
+Uses = Sequence[tuple[Tensor, Tensor]]
+"""Of a layer: the gradients of its results and what went in, (n, O) and (n, I) or (B, C, h, w)."""
 
 
 class WeightGradientStore:
@@ -61,25 +63,29 @@ class WeightGradientStore:
             self._sum_up()
 
     def gradients(self) -> list[Tensor | None]:
-        """Gradients of weight and bias of layer after layer, None of those not used."""
+        """Gradients of the parameters of layer after layer, None of those not used."""
         self._sum_up()
         found: list[Tensor | None] = []
         for layer in self._layers:
-            sums = self._sums.pop(id(layer[0]), (None, None))
+            sums = self._sums.pop(id(layer[0]), (None,) * len(layer))
             for parameter, total in zip(layer, sums, strict=True):
                 wanted = total is not None and parameter.requires_grad
                 found.append(total.to(parameter.dtype).view_as(parameter) if wanted else None)
         return found
 
     def _sum_up(self) -> None:
-        alike: dict[Any, list[int]] = defaultdict(list)
+        kinds = {id(layer[0]): _kind(layer) for layer in self._layers}
+        alike: dict[Any, list[tuple[int, Uses]]] = defaultdict(list)
         for weight, uses in self._uses.items():
-            alike[tuple((grad.shape, x.shape) for grad, x in uses)].append(weight)
-        for weights in alike.values():
-            layers = [self._uses[weight] for weight in weights]
-            rows = layers[0][0][0].dim() == 2
-            summed = _products(layers) if rows else [_correlation(uses) for uses in layers]
-            for weight, new in zip(weights, summed, strict=True):
+            by_size: dict[Any, list[tuple[Tensor, Tensor]]] = defaultdict(list)
+            for grad, x in uses:  # maps of one size go together, rows whatever their number
+                by_size[x.shape[2:]].append((grad, x))
+            for some in by_size.values():
+                shapes = tuple((grad.shape, x.shape) for grad, x in some)
+                alike[kinds[weight], shapes].append((weight, some))
+        for (kind, *_), found in alike.items():
+            weights, layers = zip(*found, strict=True)
+            for weight, new in zip(weights, kind(layers), strict=True):
                 self._sums[weight] = _added(self._sums.get(weight), new)
         self._uses.clear()
         self._held = 0
@@ -103,40 +109,50 @@ def _added(sums: Gradients | None, new: Gradients) -> Gradients:
     if sums is None:
         return new
     # Half precision would lose what comes late.
-    weight, bias = (upcast_half(total) for total in sums)
-    return weight.add_(new[0]), bias.add_(new[1])
+    return tuple(upcast_half(total).add_(one) for total, one in zip(sums, new, strict=True))
 
 
-def _joined(parts: list[Tensor]) -> Tensor:
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
+def _kind(layer: Layer) -> Callable[[Sequence[Uses]], Iterable[Gradients]]:
+    if len(layer) == 1:
+        return _factors
+    return _depthwise if layer[0].shape[-1] == 3 else _products
 
 
-def _products(layers: Sequence[Sequence[tuple[Tensor, Tensor]]]) -> list[Gradients]:
-    """Gradients of layers from their uses, (n_k, O) and (n_k, I) with the same n_k of each."""
-    grad, x = (
-        _joined([use[i] for uses in layers for use in uses]).unflatten(0, (len(layers), -1))
-        for i in (0, 1)
-    )
+def _stacked(layers: Sequence[Uses], which: int) -> Tensor:
+    """Gradients (0) or inputs (1) of all uses of all layers: (layers, uses · n or B, ...)."""
+    parts = [use[which] for uses in layers for use in uses]
+    joined = parts[0] if len(parts) == 1 else torch.cat(parts)
+    return joined.unflatten(0, (len(layers), -1))
+
+
+def _products(layers: Sequence[Uses]) -> Iterable[Gradients]:
+    """Gradients of weights and biases from uses (n, O) and (n, I), equally many of each layer."""
+    grad, x = _stacked(layers, 0), _stacked(layers, 1)
     if use_onednn(x):  # a batched product would be BLAS's
-        of_weight = [weight_gradient(g, r) for g, r in zip(grad, x, strict=True)]
+        of_weight = [weight_gradient(g, rows) for g, rows in zip(grad, x, strict=True)]
     else:
-        of_weight = list(torch.bmm(grad.transpose(1, 2), x))
-    return list(zip(of_weight, grad.sum(1), strict=True))
+        of_weight = torch.bmm(grad.transpose(1, 2), x)
+    return zip(of_weight, grad.sum(1), strict=True)
 
 
-def _correlation(uses: Sequence[tuple[Tensor, Tensor]]) -> Gradients:
-    """Gradients of a depthwise convolution from its uses, (B, C, h_k, w_k) twice."""
-    by_size: dict[torch.Size, list[tuple[Tensor, Tensor]]] = defaultdict(list)
-    for use in uses:
-        by_size[use[0].shape].append(use)
-    total = None
-    for alike in by_size.values():
-        grad, x = (_joined([use[i] for use in alike]) for i in (0, 1))
-        shape = x.new_empty(1).expand(x.shape[1], 1, 3, 3)  # its values are not read
-        _, of_weight, of_bias = depthwise_backward(grad, x, shape, (False, True, True))
-        total = _added(total, (of_weight, of_bias))
-    assert total is not None  # there is no layer without uses
-    return total
+def _factors(layers: Sequence[Uses]) -> Iterable[Gradients]:
+    """Gradients of factors of channels from uses (B, C, h, w) twice."""
+    return ((one,) for one in (_stacked(layers, 0) * _stacked(layers, 1)).sum((1, 3, 4)))
+
+
+def _depthwise(layers: Sequence[Uses]) -> Iterable[Gradients]:
+    """Gradients of depthwise convolutions from uses (B, C, h, w) twice: by one, of all channels."""
+    grad, x = (_side_by_side(_stacked(layers, which)) for which in (0, 1))
+    shape = x.new_empty(1).expand(x.shape[1], 1, 3, 3)  # its values are not read
+    _, *found = depthwise_backward(grad, x, shape, (False, True, True))
+    return zip(*(one.chunk(len(layers)) for one in found), strict=True)
+
+
+def _side_by_side(maps: Tensor) -> Tensor:
+    """Maps (layers, B, C, h, w) as one of many channels, in channels_last memory."""
+    if len(maps) == 1:
+        return maps[0]
+    return maps.permute(1, 3, 4, 0, 2).flatten(3).permute(0, 3, 1, 2)
 
 
 def depthwise_backward(

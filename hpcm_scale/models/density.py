@@ -51,7 +51,7 @@ class _LowerBound(torch.autograd.Function):
 
 def _stop_below(x: Tensor, bound: float, grad: Tensor) -> Tensor:
     """`grad` of max(x, bound): below the bound 0, unless descent would raise x."""
-    return grad * ((x >= bound) | (grad < 0))
+    return torch.where(x >= bound, grad, grad.clamp_max(0))
 
 
 class _Round(torch.autograd.Function):

@@ -76,7 +76,8 @@ def linear_add(x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor) -> Ten
     """residual + x Wᵀ + b, residual (n, O); no gradient."""
     if use_onednn(x):
         return linear_add_pointwise(x, residual, weight, bias)
-    return torch.addmm(residual + bias, x, weight.t())
+    # In place: out of place, an accelerator first copies what is added to.
+    return (residual + bias).addmm_(x, weight.t())
 
 
 def weight_gradient(grad: Tensor, x: Tensor) -> Tensor:
