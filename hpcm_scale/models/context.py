@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from hpcm_scale.config import SharedNetConfig
 from hpcm_scale.models.blocks.resampling import Conv1x1
 from hpcm_scale.models.blocks.residual import DWConvRB
-from hpcm_scale.models.delayed_gradients import DelayedGradients, Layer
+from hpcm_scale.models.delayed_gradients import Delayable, Layer
 from hpcm_scale.models.linear import GradientStore
 
 
@@ -56,7 +56,7 @@ class _StepScale(torch.autograd.Function):
         return grad * scale, None, None, None, None
 
 
-class ContextStep(nn.Module):
+class ContextStep(nn.Module, Delayable):
     """One coding step: its adaptor and its scale on the shared net's middle.
 
     The shared net is passed in rather than held, so that it has one owner; it runs inside this
@@ -71,10 +71,8 @@ class ContextStep(nn.Module):
             else Conv1x1(3 * latent_channels, channels)
         )
         self.scale = nn.Parameter(torch.ones(1, channels, 1, 1))
-        self.delayed: DelayedGradients | None = None
 
     def layers(self) -> list[Layer]:
-        """Its scale, whose gradient can be delayed."""
         return [(self.scale,)]
 
     def forward(self, context: Tensor, y_hat: Tensor, shared: SharedNet) -> Tensor:

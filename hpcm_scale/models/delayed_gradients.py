@@ -13,7 +13,7 @@ Source: weight-gradient passes apart from the others are zero-bubble pipelining'
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -166,13 +166,15 @@ def depthwise_backward(
     )
 
 
-@runtime_checkable
-class DelayableLayers(Protocol):
+class Delayable:
     """A module that gives its uses to a store, where there is one."""
 
-    delayed: "DelayedGradients | None"
+    delayed: "DelayedGradients | None" = None
 
-    def layers(self) -> list[Layer]: ...
+    def layers(self) -> list[Layer]:
+        """Its own layers; of a convolution, itself."""
+        weight, bias = self.weight, self.bias  # pyright: ignore[reportAttributeAccessIssue]
+        return [(weight, bias)]
 
 
 class DelayedGradients:
@@ -195,7 +197,7 @@ class DelayedGradients:
     def take_over(self, modules: nn.Module) -> None:
         """Delay the weight gradients of all layers in `modules` that know how."""
         for module in modules.modules():
-            if isinstance(module, DelayableLayers):
+            if isinstance(module, Delayable):
                 module.delayed = self
 
     @contextmanager
@@ -206,7 +208,7 @@ class DelayedGradients:
                 layer
                 for each in modules
                 for module in each.modules()
-                if isinstance(module, DelayableLayers)
+                if isinstance(module, Delayable)
                 for layer in module.layers()
             ]
             parameters = [one for layer in layers for one in layer]

@@ -211,7 +211,9 @@ class HyperPrior(nn.Module, ABC):
         """(1, N, 1, 1): what is taken from z before it is rounded."""
 
     @abstractmethod
-    def forward(self, z: Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+    def forward(
+        self, z: Tensor, noise: Tensor | None
+    ) -> tuple[Tensor, Tensor | tuple[Tensor, Tensor], Tensor | None]:
         """Quantise and price z.
 
         Args:
@@ -222,6 +224,14 @@ class HyperPrior(nn.Module, ABC):
             ẑ like z, the bits of each element, and the auxiliary loss of the prior's own
             parameters, a scalar (None where it has none).
         """
+
+    def bits_given(self, density: ScaleDensity) -> bool:
+        """Whether `forward` can leave the estimate to `density`, to be made with that of y.
+
+        Then `forward(z, noise, apart=False)` returns, in place of the bits, what `density` takes:
+        residual and scale, (B, elements of an image) each.
+        """
+        return False
 
     @abstractmethod
     def bits(self, symbols: Tensor) -> Tensor:
@@ -240,13 +250,21 @@ class ZPrior(HyperPrior):
     def centre(self) -> Tensor:
         return self.mean
 
-    def forward(self, z: Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor, None]:
+    def bits_given(self, density: ScaleDensity) -> bool:
+        return density == GENERALIZED_GAUSSIAN
+
+    def forward(
+        self, z: Tensor, noise: Tensor | None, apart: bool = True
+    ) -> tuple[Tensor, Tensor | tuple[Tensor, Tensor], None]:
         mean = upcast_half(self.mean)
         residual = upcast_half(z) - mean
         symbols = ste_round(residual)
         rated = symbols if noise is None else residual + noise
-        bits = GENERALIZED_GAUSSIAN.bits(rated, upcast_half(self.scale))
-        return (symbols + mean).to(z.dtype), bits, None
+        z_hat, scale = (symbols + mean).to(z.dtype), upcast_half(self.scale)
+        if apart:
+            return z_hat, GENERALIZED_GAUSSIAN.bits(rated, scale), None
+        rows = [part.permute(0, 2, 3, 1).flatten(1) for part in (rated, scale.expand_as(rated))]
+        return z_hat, (rows[0], rows[1]), None
 
     def bits(self, symbols: Tensor) -> Tensor:
         return GENERALIZED_GAUSSIAN.bits(symbols, self.scale)

@@ -6,11 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hpcm_scale.models.delayed_gradients import (
-    DelayedGradients,
-    Layer,
-    depthwise_backward,
-)
+from hpcm_scale.models.delayed_gradients import Delayable, Layer, depthwise_backward
 from hpcm_scale.models.linear import (
     SLOPE,
     GradientStore,
@@ -129,7 +125,7 @@ def _joined(parts: list[Tensor]) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
-class ResidualPair(nn.Module):
+class ResidualPair(nn.Module, Delayable):
     """x + a pair of 1×1 convolutions C -> mC -> C of h, with LeakyReLU between them.
 
     Owns both convolutions' parameters itself, because it uses them in one operation and ZeRO-3
@@ -144,10 +140,8 @@ class ResidualPair(nn.Module):
         )
         self.expand_weight, self.expand_bias = first.weight, first.bias
         self.project_weight, self.project_bias = second.weight, second.bias
-        self.delayed: DelayedGradients | None = None
 
     def layers(self) -> list[Layer]:
-        """Weight and bias of both, whose gradients can be delayed."""
         return [
             (self.expand_weight, self.expand_bias),
             (self.project_weight, self.project_bias),
@@ -246,17 +240,11 @@ class _Depthwise(torch.autograd.Function):
         return of_x, *(None,) * 5
 
 
-class Depthwise3(nn.Conv2d):
+class Depthwise3(nn.Conv2d, Delayable):
     """Depthwise 3×3 convolution: (B, C, H, W) stays."""
 
     def __init__(self, channels: int) -> None:
         super().__init__(channels, channels, 3, padding=1, groups=channels)
-        self.delayed: DelayedGradients | None = None
-
-    def layers(self) -> list[Layer]:
-        """Its weight and bias, whose gradients can be delayed."""
-        assert self.bias is not None  # the class is made with one
-        return [(self.weight, self.bias)]
 
     def forward(self, x: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
         if self.delayed is None or use_convolution(x):
