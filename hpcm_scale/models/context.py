@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from hpcm_scale.config import SharedNetConfig
 from hpcm_scale.models.blocks.resampling import Conv1x1
 from hpcm_scale.models.blocks.residual import DWConvRB
-from hpcm_scale.models.delayed_gradients import Delayable, Layer
+from hpcm_scale.models.delayed_gradients import Delayable
 from hpcm_scale.models.linear import GradientStore
 
 
@@ -71,9 +71,6 @@ class ContextStep(nn.Module, Delayable):
             else Conv1x1(3 * latent_channels, channels)
         )
         self.scale = nn.Parameter(torch.ones(1, channels, 1, 1))
-
-    def layers(self) -> list[Layer]:
-        return [(self.scale,)]
 
     def forward(self, context: Tensor, y_hat: Tensor, shared: SharedNet) -> Tensor:
         """ψ (B, 2M, h, w) from the context (B, 2M, h, w) and the latents so far (B, M, h, w)."""

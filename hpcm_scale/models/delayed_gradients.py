@@ -26,7 +26,7 @@ HELD_BYTES = 512 * MIB
 """Bytes that uses may leave before they are summed up. Batches that exceed it are bound by
 arithmetic, not by launches."""
 
-Layer = tuple[nn.Parameter, ...]
+Layer = tuple[Tensor, ...]
 """Weight and bias of a product of rows, (O, I) but for axes of size 1, or of a depthwise
 convolution 3×3, (C, 1, 3, 3); or the factors of channels alone, (1, C, 1, 1)."""
 Gradients = tuple[Tensor, ...]
@@ -69,8 +69,10 @@ class WeightGradientStore:
         for layer in self._layers:
             sums = self._sums.pop(id(layer[0]), (None,) * len(layer))
             for parameter, total in zip(layer, sums, strict=True):
-                wanted = total is not None and parameter.requires_grad
-                found.append(total.to(parameter.dtype).view_as(parameter) if wanted else None)
+                if total is not None and parameter.requires_grad:
+                    found.append(total.to(parameter.dtype).view_as(parameter))
+                else:
+                    found.append(None)
         return found
 
     def _sum_up(self) -> None:
@@ -172,9 +174,8 @@ class Delayable:
     delayed: "DelayedGradients | None" = None
 
     def layers(self) -> list[Layer]:
-        """Its own layers; of a convolution, itself."""
-        weight, bias = self.weight, self.bias  # pyright: ignore[reportAttributeAccessIssue]
-        return [(weight, bias)]
+        """Parameters of each of its own layers: of one, if not said otherwise."""
+        return [tuple(self.parameters(recurse=False))]  # pyright: ignore[reportAttributeAccessIssue]
 
 
 class DelayedGradients:

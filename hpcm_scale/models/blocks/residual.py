@@ -142,10 +142,8 @@ class ResidualPair(nn.Module, Delayable):
         self.project_weight, self.project_bias = second.weight, second.bias
 
     def layers(self) -> list[Layer]:
-        return [
-            (self.expand_weight, self.expand_bias),
-            (self.project_weight, self.project_bias),
-        ]
+        w1, b1, w2, b2 = self.parameters()
+        return [(w1, b1), (w2, b2)]
 
     def forward(self, x: Tensor, h: Tensor) -> Tensor:
         """(B, C, H, W) twice -> (B, C, H, W)."""
