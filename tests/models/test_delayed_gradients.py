@@ -67,7 +67,7 @@ def test_the_gradients_are_those_of_all_uses(
     check_equal(gradients(network, batch), expected)
 
 
-def test_a_parameter_gets_its_gradient_once_a_backward_pass(network, batch, expected):
+def test_a_parameter_gets_its_gradient_once_a_pass(network, batch, expected):
     counts = dict.fromkeys(expected, 0)
     for name, parameter in network.named_parameters():
 
@@ -97,19 +97,19 @@ def test_frozen_parameters_get_none_and_change_no_other(network, batch, expected
     check_equal({name: found[name] for name in trained}, trained)
 
 
-def test_a_backward_pass_that_fails_leaves_nothing_to_the_next(network, batch, expected):
-    def fail(_):
+def test_a_failed_backward_pass_leaves_nothing(network, batch, expected):
+    def fail(*_):
         raise RuntimeError("in the middle")
 
     # The net of the first scales comes after all uses of the last scale's.
-    with network.shared_s12.register_full_backward_pre_hook(lambda *_: fail(_)):
+    with network.shared_s12.register_full_backward_pre_hook(fail):
         with pytest.raises(RuntimeError, match="in the middle"):
             gradients(network, batch)
     assert network.shared_s3.before[0].pair.expand_weight.grad is None  # nor had it been given
     check_equal(gradients(network, batch), expected)
 
 
-def test_a_forward_pass_that_fails_or_learns_nothing_leaves_no_store(network, batch):
+def test_no_store_outlives_its_forward_pass(network, batch):
     delayed = network.shared_s3.before[0].depthwise.delayed
     with torch.no_grad():
         loss(network, batch)
