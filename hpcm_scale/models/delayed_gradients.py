@@ -23,8 +23,10 @@ from hpcm_scale.models.linear import use_onednn, weight_gradient
 from hpcm_scale.units import MIB
 
 HELD_BYTES = 512 * MIB
-"""Bytes that uses may leave before they are summed up. Batches that exceed it are bound by
-arithmetic, not by launches."""
+"""Bytes that uses may leave on an accelerator before they are summed up. Batches that exceed it are
+bound by arithmetic, not by launches."""
+CPU_HELD_BYTES = 0
+"""The same on a CPU, which gains nothing by waiting."""
 
 Layer = tuple[Tensor, ...]
 """Weight and bias of a product of rows, (O, I) but for axes of size 1, or of a depthwise
@@ -59,7 +61,7 @@ class WeightGradientStore:
         """
         self._uses[weight].append((grad, x))
         self._held += grad.nbytes + x.nbytes
-        if self._held > HELD_BYTES:
+        if self._held > (CPU_HELD_BYTES if grad.device.type == "cpu" else HELD_BYTES):
             self._sum_up()
 
     def gradients(self) -> list[Tensor | None]:

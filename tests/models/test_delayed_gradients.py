@@ -14,7 +14,8 @@ CONFIG = model_config("base", width=0.025)
 
 
 @pytest.fixture
-def network():
+def network(monkeypatch):
+    monkeypatch.setattr(delayed_gradients, "CPU_HELD_BYTES", delayed_gradients.HELD_BYTES)
     torch.manual_seed(0)
     return build(CONFIG).double()  # in double precision a CPU computes as an accelerator does
 
@@ -62,7 +63,7 @@ def expected(network, batch, monkeypatch):
 def test_the_gradients_are_those_of_all_uses(
     network, batch, expected, monkeypatch, held, checkpointing
 ):
-    monkeypatch.setattr(delayed_gradients, "HELD_BYTES", held)
+    monkeypatch.setattr(delayed_gradients, "CPU_HELD_BYTES", held)
     network.checkpoint_activations(checkpointing)
     check_equal(gradients(network, batch), expected)
 
@@ -102,9 +103,9 @@ def test_a_failed_backward_pass_leaves_nothing(network, batch, expected):
         raise RuntimeError("in the middle")
 
     # The net of the first scales comes after all uses of the last scale's.
-    with network.shared_s12.register_full_backward_pre_hook(fail):
-        with pytest.raises(RuntimeError, match="in the middle"):
-            gradients(network, batch)
+    handle = network.shared_s12.register_full_backward_pre_hook(fail)
+    with handle, pytest.raises(RuntimeError, match="in the middle"):
+        gradients(network, batch)
     assert network.shared_s3.before[0].pair.expand_weight.grad is None  # nor had it been given
     check_equal(gradients(network, batch), expected)
 
@@ -119,7 +120,7 @@ def test_no_store_outlives_its_forward_pass(network, batch):
         assert delayed.store is not None
         raise RuntimeError("in the middle")
 
-    with network.fusions[2].register_forward_pre_hook(fail):
-        with pytest.raises(RuntimeError, match="in the middle"):
-            loss(network, batch)
+    handle = network.fusions[2].register_forward_pre_hook(fail)
+    with handle, pytest.raises(RuntimeError, match="in the middle"):
+        loss(network, batch)
     assert delayed.store is None
