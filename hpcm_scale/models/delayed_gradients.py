@@ -45,6 +45,7 @@ class WeightGradientStore:
 
     def __init__(self, layers: Sequence[Layer]) -> None:
         self._layers = layers
+        self._kinds = {id(layer[0]): _kind(layer) for layer in layers}
         self._uses: dict[int, list[tuple[Tensor, Tensor]]] = defaultdict(list)
         self._sums: dict[int, Gradients] = {}
         self._held = 0
@@ -59,7 +60,8 @@ class WeightGradientStore:
             grad: of the layer's result: (n, O), or (B, C, h, w) of a convolution.
             x: what went in: (n, I) or (B, C, h, w).
         """
-        self._uses[weight].append((grad, x))
+        # Detached: a graph that its own store held would never be freed if this pass failed.
+        self._uses[weight].append((grad, x.detach()))
         self._held += grad.nbytes + x.nbytes
         if self._held > (CPU_HELD_BYTES if grad.device.type == "cpu" else HELD_BYTES):
             self._sum_up()
@@ -78,7 +80,6 @@ class WeightGradientStore:
         return found
 
     def _sum_up(self) -> None:
-        kinds = {id(layer[0]): _kind(layer) for layer in self._layers}
         alike: dict[Any, list[tuple[int, Uses]]] = defaultdict(list)
         for weight, uses in self._uses.items():
             by_size: dict[Any, list[tuple[Tensor, Tensor]]] = defaultdict(list)
@@ -86,7 +87,7 @@ class WeightGradientStore:
                 by_size[x.shape[2:]].append((grad, x))
             for some in by_size.values():
                 shapes = tuple((grad.shape, x.shape) for grad, x in some)
-                alike[kinds[weight], shapes].append((weight, some))
+                alike[self._kinds[weight], shapes].append((weight, some))
         for (kind, *_), found in alike.items():
             weights, layers = zip(*found, strict=True)
             for weight, new in zip(weights, kind(layers), strict=True):
@@ -222,4 +223,6 @@ class DelayedGradients:
         try:
             yield
         finally:
+            if self._store is not None:
+                del self._store.token  # the graph, which holds the store, has it from here on
             self._store = None

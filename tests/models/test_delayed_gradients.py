@@ -1,5 +1,7 @@
 """Weight gradients that wait for the end of a pass against those of every use, added up."""
 
+import gc
+import weakref
 from contextlib import nullcontext
 
 import pytest
@@ -7,7 +9,7 @@ import torch
 
 from hpcm_scale.models import delayed_gradients
 from hpcm_scale.models.codec_network import noise_shapes
-from hpcm_scale.models.delayed_gradients import DelayedGradients
+from hpcm_scale.models.delayed_gradients import DelayedGradients, WeightGradientStore
 from hpcm_scale.models.zoo import build, model_config
 
 CONFIG = model_config("base", width=0.025)
@@ -98,16 +100,26 @@ def test_frozen_parameters_get_none_and_change_no_other(network, batch, expected
     check_equal({name: found[name] for name in trained}, trained)
 
 
-def test_a_failed_backward_pass_leaves_nothing(network, batch, expected):
+def test_a_failed_backward_pass_leaves_nothing(network, batch, expected, monkeypatch):
     def fail(*_):
         raise RuntimeError("in the middle")
 
     # The net of the first scales comes after all uses of the last scale's.
     handle = network.shared_s12.register_full_backward_pre_hook(fail)
+    stores = []
+    made = WeightGradientStore.__init__
+
+    def note(store, layers):
+        stores.append(weakref.ref(store))
+        made(store, layers)
+
+    monkeypatch.setattr(WeightGradientStore, "__init__", note)
     with handle, pytest.raises(RuntimeError, match="in the middle"):
         gradients(network, batch)
     assert network.shared_s3.before[0].pair.expand_weight.grad is None  # nor had it been given
     check_equal(gradients(network, batch), expected)
+    gc.collect()
+    assert [store() for store in stores] == [None, None]  # nor does memory go from pass to pass
 
 
 def test_no_store_outlives_its_forward_pass(network, batch):
