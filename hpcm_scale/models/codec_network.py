@@ -199,7 +199,10 @@ class CodecNetwork(nn.Module, ABC, Generic[Config, Partition]):
         if gain is not None:
             y = y * gain.to(y.dtype)
         z = self.h_a(y, self.run)
-        z_hat, z_bits, auxiliary = self.z_prior(z, None if noise is None else noise[1])
+        z_noise = None if noise is None else noise[1]
+        together = self.z_prior.bits_given(self.density)
+        how = {"apart": False} if together else {}
+        z_hat, z_rate, auxiliary = self.z_prior(z, z_noise, **how)
         params = self.h_s(z_hat, self.run)
 
         values, targets = self.partition.line_up(upcast_half(y))
@@ -221,16 +224,20 @@ class CodecNetwork(nn.Module, ABC, Generic[Config, Partition]):
             values = ste_round(values - mean)
         else:
             values = ste_round(values) - mean
-        cost = self.density.bits(values, scale)
         sizes = [part[0].numel() for part in targets]
         of_scale = [0] * self.scales
         for s, size in zip(self.partition.step_scales, sizes, strict=True):
             of_scale[s] += size
+        if together:
+            of_scale.append(z_rate[0].shape[1])
+            values, scale = torch.cat([values, z_rate[0]], 1), torch.cat([scale, z_rate[1]], 1)
+        cost = self.density.bits(values, scale)
         spent = [part.sum(1) for part in cost.split(of_scale, dim=1)]
-        bits = torch.stack([*spent, z_bits.flatten(1).sum(1)], dim=1)
+        bits = torch.stack(spent if together else [*spent, z_rate.flatten(1).sum(1)], dim=1)
         bit_map = None
         if with_map:
-            steps = zip(cost.split(sizes, dim=1), targets, strict=True)
+            of_y = cost[:, : sum(sizes)]
+            steps = zip(of_y.split(sizes, dim=1), targets, strict=True)
             maps = [flat.view_as(part.permute(0, 2, 3, 1)) for flat, part in steps]
             bit_map = self.partition.join([part.permute(0, 3, 1, 2) for part in maps]).sum(1)
         return Output(x_hat, bits, auxiliary, bit_map)

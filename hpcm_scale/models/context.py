@@ -1,5 +1,6 @@
 """The context model's nets: step adaptors, shared nets, and the progressive fusion."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -8,6 +9,8 @@ from torch import Tensor, nn
 from hpcm_scale.config import SharedNetConfig
 from hpcm_scale.models.blocks.resampling import Conv1x1
 from hpcm_scale.models.blocks.residual import DWConvRB
+from hpcm_scale.models.delayed_gradients import Delayable
+from hpcm_scale.models.linear import GradientStore
 
 
 class SharedNet(nn.Module):
@@ -27,11 +30,33 @@ class SharedNet(nn.Module):
             *(DWConvRB(2 * m) for _ in range(config.out)),
         )
 
-    def forward(self, x: Tensor, step_scale: Tensor) -> Tensor:
-        return self.after(self.before(x) * step_scale)
+    def forward(self, x: Tensor, step_scale: Callable[[Tensor], Tensor]) -> Tensor:
+        """Args: step_scale: multiplies the channels of the net's middle."""
+        return self.after(step_scale(self.before(x)))
 
 
-class ContextStep(nn.Module):
+class _StepScale(torch.autograd.Function):
+    """x (B, C, h, w) times factors of its channels, whose gradient may be left to a store."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, scale: Tensor, store: GradientStore | None, key: int, _: Tensor | None
+    ) -> Tensor:
+        ctx.save_for_backward(x, scale)
+        ctx.store, ctx.key = store, key
+        return x * scale
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (grad,) = grads
+        x, scale = ctx.saved_tensors
+        if ctx.store is None:
+            return grad * scale, (grad * x).sum_to_size(scale.shape), None, None, None
+        ctx.store.add(ctx.key, grad, x)
+        return grad * scale, None, None, None, None
+
+
+class ContextStep(nn.Module, Delayable):
     """One coding step: its adaptor and its scale on the shared net's middle.
 
     The shared net is passed in rather than held, so that it has one owner; it runs inside this
@@ -49,11 +74,15 @@ class ContextStep(nn.Module):
 
     def forward(self, context: Tensor, y_hat: Tensor, shared: SharedNet) -> Tensor:
         """ψ (B, 2M, h, w) from the context (B, 2M, h, w) and the latents so far (B, M, h, w)."""
-        return shared(self.adaptor(torch.cat([context, y_hat], dim=1)), self.scale)
+        return shared(self.adaptor(torch.cat([context, y_hat], dim=1)), self._scaled)
+
+    def _scaled(self, x: Tensor) -> Tensor:
+        store = self.delayed and self.delayed.store
+        return _StepScale.apply(x, self.scale, store, id(self.scale), store and store.token)
 
 
 class _Attention(torch.autograd.Function):
-    """softmax(factor · Q Kᵀ) V in the windows and heads of three maps (B, C, h, w), and there back.
+    """out + softmax(factor · Q Kᵀ) V in the windows and heads of maps (B, C, h, w).
 
     In few operations: the maps are cut and put together as one. Written out: windows are too short
     for a fused kernel to gain anything, and FLOP counters see matrix products on every device.
@@ -61,14 +90,17 @@ class _Attention(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, query: Tensor, key: Tensor, value: Tensor, heads: int, window: int
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor, out: Tensor, heads: int, window: int
     ) -> Tensor:
         q, k, v = _windows(torch.cat([query, key, value]), heads, window).chunk(3)
         ctx.factor = (query.shape[1] // heads) ** -0.5
         weights = _scaled(q, k.transpose(1, 2), ctx.factor).softmax(-1)
         ctx.save_for_backward(q, k, v, weights)
         ctx.heads, ctx.window = heads, window
-        return _from_windows(torch.bmm(weights, v), query.shape, heads, window)
+        found = _at_places(torch.bmm(weights, v), out.shape, heads, window)
+        rows = out.permute(0, 2, 3, 1)
+        total = rows.reshape(found.shape) + found
+        return total.reshape(rows.shape).permute(0, 3, 1, 2)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
@@ -76,19 +108,19 @@ class _Attention(torch.autograd.Function):
         grad = _windows(grads[0], ctx.heads, ctx.window)
         of_weights = torch.bmm(grad, v.transpose(1, 2))
         logits = torch.ops.aten._softmax_backward_data(of_weights, weights, -1, weights.dtype)
-        of_q = _scaled(logits, k, ctx.factor)
-        of_k = _scaled(logits.transpose(1, 2), q, ctx.factor)
-        of_v = torch.bmm(weights.transpose(1, 2), grad)
-        b, *map_ = grads[0].shape
-        maps = _from_windows(
-            torch.cat([of_q, of_k, of_v]), torch.Size((3 * b, *map_)), ctx.heads, ctx.window
-        )
-        return *maps.chunk(3), None, None
+        of_maps = q.new_empty(3, *q.shape)
+        _scaled(logits, k, ctx.factor, out=of_maps[0])
+        _scaled(logits.transpose(1, 2), q, ctx.factor, out=of_maps[1])
+        torch.bmm(weights.transpose(1, 2), grad, out=of_maps[2])
+        b, c, h, w = grads[0].shape
+        maps = _at_places(of_maps, torch.Size((3 * b, c, h, w)), ctx.heads, ctx.window)
+        maps = maps.reshape(3 * b, h, w, c).permute(0, 3, 1, 2)
+        return *maps.chunk(3), grads[0], None, None
 
 
-def _scaled(a: Tensor, b: Tensor, factor: float) -> Tensor:
+def _scaled(a: Tensor, b: Tensor, factor: float, out: Tensor | None = None) -> Tensor:
     """factor · a b, the factor within the product."""
-    return torch.baddbmm(a.new_empty(1, 1, 1), a, b, beta=0, alpha=factor)
+    return torch.baddbmm(a.new_empty(1, 1, 1), a, b, beta=0, alpha=factor, out=out)
 
 
 def _windows(x: Tensor, heads: int, window: int) -> Tensor:
@@ -99,12 +131,14 @@ def _windows(x: Tensor, heads: int, window: int) -> Tensor:
     return x.permute(0, 1, 3, 5, 2, 4, 6).reshape(-1, s * s, d)
 
 
-def _from_windows(x: Tensor, shape: torch.Size, heads: int, window: int) -> Tensor:
-    """The inverse of `_windows`, of a map of that shape, in channels_last memory."""
+def _at_places(x: Tensor, shape: torch.Size, heads: int, window: int) -> Tensor:
+    """What `_windows` made of a map of that shape as (B, h/s, s, w/s, s, heads, C/heads): a view.
+
+    Its axes are those of (B, h, w, C).
+    """
     b, c, h, w = shape
     s, d = window, c // heads
-    x = x.view(b, h // s, w // s, heads, s, s, d).permute(0, 1, 4, 2, 5, 3, 6)
-    return x.reshape(b, h, w, c).permute(0, 3, 1, 2)
+    return x.view(b, h // s, w // s, heads, s, s, d).permute(0, 1, 4, 2, 5, 3, 6)
 
 
 class WindowFusion(nn.Module):
@@ -125,4 +159,4 @@ class WindowFusion(nn.Module):
     def forward(self, psi: Tensor, context: Tensor) -> Tensor:
         """(B, 2M, h, w) twice -> (B, 2M, h, w); h and w multiples of the window."""
         maps = self.query(psi), self.key(context), self.value(context)
-        return _Attention.apply(*maps, self.heads, self.window) + self.out(psi)
+        return _Attention.apply(*maps, self.out(psi), self.heads, self.window)

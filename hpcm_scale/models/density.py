@@ -33,24 +33,6 @@ LIKELIHOOD_BOUND = 1e-9
 """Smallest likelihood: keeps the rate of an outlier finite."""
 
 
-class _Cdf(torch.autograd.Function):
-    """The cumulative distribution function at unit scale; its derivative is the density."""
-
-    @staticmethod
-    def forward(ctx: Any, v: Tensor) -> Tensor:
-        ctx.save_for_backward(v)
-        power = v.abs().pow(SHAPE)
-        half = torch.special.gammainc(torch.full_like(power, 1 / SHAPE), power).mul_(0.5)
-        return torch.copysign(half, v).add_(0.5)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Tensor:
-        (grad,) = grads
-        (v,) = ctx.saved_tensors
-        log_density = -v.abs().pow(SHAPE) - math.lgamma(1 / SHAPE)
-        return grad * log_density.exp() * (SHAPE / 2)
-
-
 class _LowerBound(torch.autograd.Function):
     """max(x, bound); below the bound the gradient may move x up, never further down."""
 
@@ -64,7 +46,12 @@ class _LowerBound(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
         (grad,) = grads
         (x,) = ctx.saved_tensors
-        return grad * ((x >= ctx.bound) | (grad < 0)), None
+        return _stop_below(x, ctx.bound, grad), None
+
+
+def _stop_below(x: Tensor, bound: float, grad: Tensor) -> Tensor:
+    """`grad` of max(x, bound): below the bound 0, unless descent would raise x."""
+    return torch.where(x >= bound, grad, grad.clamp_max(0))
 
 
 class _Round(torch.autograd.Function):
@@ -143,14 +130,52 @@ class ScaleDensity(ABC):
         """
 
 
+class _GeneralizedGaussianBits(torch.autograd.Function):
+    """The rate by the generalised Gaussian, both ends of the unit interval in one tensor.
+
+    Written out for autograd it takes three times as many operations.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, residual: Tensor, scale: Tensor, scale_bound: float, likelihood_bound: float
+    ) -> Tensor:
+        v = residual.new_empty(2, *residual.shape)
+        torch.add(residual, 0.5, out=v[0])
+        torch.sub(residual, 0.5, out=v[1])
+        v /= scale.clamp_min(scale_bound)
+        power = v.abs().pow_(SHAPE)
+        half = torch.special.gammainc(torch.full_like(power, 1 / SHAPE), power).mul_(0.5)
+        cdf = torch.copysign(half, v).add_(0.5)
+        likelihood = cdf[0] - cdf[1]
+        ctx.save_for_backward(scale, v, power, likelihood)
+        ctx.bounds = scale_bound, likelihood_bound
+        return likelihood.clamp_min(likelihood_bound).log2_().neg_()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        scale, v, power, likelihood = ctx.saved_tensors
+        scale_bound, likelihood_bound = ctx.bounds
+        of_likelihood = grads[0] / likelihood.clamp_min(likelihood_bound).mul_(-math.log(2))
+        of_likelihood = _stop_below(likelihood, likelihood_bound, of_likelihood)
+        # The derivative of the cumulative distribution function is the density.
+        log_factor = math.log(SHAPE / 2) - math.lgamma(1 / SHAPE)
+        of_v = torch.rsub(power, log_factor).exp_().mul_(of_likelihood)
+        bounded = scale.clamp_min(scale_bound)
+        of_residual = (of_v[0] - of_v[1]).div_(bounded)
+        if not ctx.needs_input_grad[1]:
+            return of_residual, None, None, None
+        of_v *= v
+        of_scale = (of_v[1] - of_v[0]).div_(bounded).sum_to_size(scale.shape)
+        return of_residual, _stop_below(scale, scale_bound, of_scale), None, None
+
+
 class GeneralizedGaussian(ScaleDensity):
     """The generalised Gaussian of shape 1.5 (arXiv 2507.19125)."""
 
     def bits(self, residual: Tensor, scale: Tensor) -> Tensor:
-        scale = lower_bound(scale, self.scale_bound)
-        upper = _Cdf.apply((residual + 0.5) / scale)
-        lower = _Cdf.apply((residual - 0.5) / scale)
-        return _rate(upper - lower, self.likelihood_bound)
+        bounds = self.scale_bound, self.likelihood_bound
+        return _GeneralizedGaussianBits.apply(residual, scale, *bounds)
 
 
 class Gaussian(ScaleDensity):
@@ -186,7 +211,9 @@ class HyperPrior(nn.Module, ABC):
         """(1, N, 1, 1): what is taken from z before it is rounded."""
 
     @abstractmethod
-    def forward(self, z: Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+    def forward(
+        self, z: Tensor, noise: Tensor | None
+    ) -> tuple[Tensor, Tensor | tuple[Tensor, Tensor], Tensor | None]:
         """Quantise and price z.
 
         Args:
@@ -197,6 +224,14 @@ class HyperPrior(nn.Module, ABC):
             ẑ like z, the bits of each element, and the auxiliary loss of the prior's own
             parameters, a scalar (None where it has none).
         """
+
+    def bits_given(self, density: ScaleDensity) -> bool:
+        """Whether `forward` can leave the estimate to `density`, to be made with that of y.
+
+        Then `forward(z, noise, apart=False)` returns, in place of the bits, what `density` takes:
+        residual and scale, (B, elements of an image) each.
+        """
+        return False
 
     @abstractmethod
     def bits(self, symbols: Tensor) -> Tensor:
@@ -215,13 +250,21 @@ class ZPrior(HyperPrior):
     def centre(self) -> Tensor:
         return self.mean
 
-    def forward(self, z: Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor, None]:
+    def bits_given(self, density: ScaleDensity) -> bool:
+        return density == GENERALIZED_GAUSSIAN
+
+    def forward(
+        self, z: Tensor, noise: Tensor | None, apart: bool = True
+    ) -> tuple[Tensor, Tensor | tuple[Tensor, Tensor], None]:
         mean = upcast_half(self.mean)
         residual = upcast_half(z) - mean
         symbols = ste_round(residual)
         rated = symbols if noise is None else residual + noise
-        bits = GENERALIZED_GAUSSIAN.bits(rated, upcast_half(self.scale))
-        return (symbols + mean).to(z.dtype), bits, None
+        z_hat, scale = (symbols + mean).to(z.dtype), upcast_half(self.scale)
+        if apart:
+            return z_hat, GENERALIZED_GAUSSIAN.bits(rated, scale), None
+        rows = [part.permute(0, 2, 3, 1).flatten(1) for part in (rated, scale.expand_as(rated))]
+        return z_hat, (rows[0], rows[1]), None
 
     def bits(self, symbols: Tensor) -> Tensor:
         return GENERALIZED_GAUSSIAN.bits(symbols, self.scale)

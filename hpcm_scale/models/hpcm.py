@@ -7,6 +7,7 @@ from hpcm_scale.models import grids
 from hpcm_scale.models.blocks.resampling import Conv1x1
 from hpcm_scale.models.codec_network import Code, CodecNetwork
 from hpcm_scale.models.context import ContextStep, SharedNet, WindowFusion
+from hpcm_scale.models.delayed_gradients import DelayedGradients
 from hpcm_scale.models.density import ZPrior
 from hpcm_scale.models.geometry import hpcm_image_multiple, hpcm_schedule
 from hpcm_scale.models.hpcm_walk import walk_steps
@@ -42,13 +43,22 @@ class HPCM(CodecNetwork[HpcmConfig, grids.StepGrids]):
             WindowFusion(2 * m, config.heads, window)
             for window in (config.windows if config.fusion == "attention" else ())
         )
+        self._delayed = DelayedGradients()
+        for module in self._repeated:
+            self._delayed.take_over(module)
 
     @property
     def image_multiple(self) -> int:
         return hpcm_image_multiple(self.config, self.partition.schedule)
 
     def code_steps(self, params: Tensor, code: Code) -> Tensor:
-        return walk_steps(self.config, self.partition, self, params, code)
+        with self._delayed.one_pass(*self._repeated):
+            return walk_steps(self.config, self.partition, self, params, code)
+
+    @property
+    def _repeated(self) -> tuple[nn.Module, ...]:
+        """What runs many times in a pass, and nets alike, whose gradients are delayed."""
+        return self.shared_s12, self.shared_s3, self.steps, self.fusions
 
     # Nets of the walk, each called through `run`.
 

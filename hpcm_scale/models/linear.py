@@ -5,7 +5,7 @@ speed; the products of oneDNN, which torch uses for convolutions, reach all of i
 LeakyReLU and residual on the way.
 """
 
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -76,7 +76,8 @@ def linear_add(x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor) -> Ten
     """residual + x Wᵀ + b, residual (n, O); no gradient."""
     if use_onednn(x):
         return linear_add_pointwise(x, residual, weight, bias)
-    return torch.addmm(residual + bias, x, weight.t())
+    # In place: out of place, an accelerator first copies what is added to.
+    return (residual + bias).addmm_(x, weight.t())
 
 
 def weight_gradient(grad: Tensor, x: Tensor) -> Tensor:
@@ -115,10 +116,27 @@ class WeightGradient:
         return self.sum.to(self.dtype)
 
 
+class GradientStore(Protocol):
+    """Takes what weight gradients are products of: `delayed_gradients.WeightGradientStore`."""
+
+    token: Tensor
+
+    def add(self, weight: int, grad: Tensor, x: Tensor) -> None: ...
+
+
 class _Linear(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        store: GradientStore | None,
+        key: int,
+        _: Tensor | None,
+    ) -> Tensor:
         ctx.save_for_backward(x, weight)
+        ctx.store, ctx.key = store, key
         return linear_nograd(x, weight, bias)
 
     @staticmethod
@@ -126,16 +144,33 @@ class _Linear(torch.autograd.Function):
         (grad,) = grads
         x, weight = ctx.saved_tensors
         grad = grad.contiguous()
+        of_x = linear_nograd(grad, weight.t())
+        if ctx.store is not None:
+            ctx.store.add(ctx.key, grad, x)
+            return of_x, None, None, None, None, None
         of_bias = grad.sum(0) if ctx.needs_input_grad[2] else None
-        return linear_nograd(grad, weight.t()), weight_gradient(grad, x), of_bias
+        return of_x, weight_gradient(grad, x), of_bias, None, None, None
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """F.linear over the last dimension of x (..., I), with its gradient."""
-    if not use_onednn(x):
+def linear(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    store: GradientStore | None = None,
+    key: int = 0,
+    own: bool = False,
+) -> Tensor:
+    """F.linear over the last dimension of x (..., I), with its gradient.
+
+    Args:
+        store: given the gradients of weight and bias, as those of the layer `key`.
+        own: whether what is saved for the backward pass is the same with a store and without.
+    """
+    if not (own or use_onednn(x)):
         return F.linear(x, weight, bias)
-    rows = _Linear.apply(x.reshape(-1, x.shape[-1]).contiguous(), weight, bias)
-    return rows.view(*x.shape[:-1], len(weight))
+    rows = x.reshape(-1, x.shape[-1]).contiguous()
+    out = _Linear.apply(rows, weight, bias, store, key, store and store.token)
+    return out.view(*x.shape[:-1], len(weight))
 
 
 class Linear(nn.Linear):

@@ -77,6 +77,8 @@ def count_launches(
     """
     with torch.random.fork_rng([]), torch.device("meta"), kernels_of("accelerator"):
         network = build(model)
+        # As DeepSpeed has it.
+        network.to(memory_format=torch.contiguous_format)  # pyright: ignore[reportCallIssue]
         network.checkpoint_activations(checkpointing)
         x = torch.empty(1, 3, crop, crop).contiguous(memory_format=torch.channels_last)
         y, z = noise_shapes(model, 1, crop, crop)

@@ -14,7 +14,7 @@ import torch
 
 from hpcm_scale.config import ModelConfig
 from hpcm_scale.config.strict import cached
-from hpcm_scale.models import linear
+from hpcm_scale.models import delayed_gradients, linear
 from hpcm_scale.models.blocks import residual
 from hpcm_scale.models.codec_network import noise_shapes
 from hpcm_scale.models.storage_tracker import StorageTracker
@@ -65,13 +65,16 @@ def kernels_of(device: str) -> Iterator[None]:
     And on a CPU's tensors as on an accelerator, for comparisons: by products alone.
     """
     rows, few = residual._rows_at_once, linear.CONVOLUTION_POSITIONS
+    held = delayed_gradients.HELD_BYTES, delayed_gradients.CPU_HELD_BYTES
     on_cpu = device == "cpu"
     residual._rows_at_once = lambda x, hidden: residual.cpu_rows(hidden) if on_cpu else len(x)
     linear.CONVOLUTION_POSITIONS = few if on_cpu else 0
+    delayed_gradients.HELD_BYTES = delayed_gradients.CPU_HELD_BYTES = held[on_cpu]
     try:
         yield
     finally:
         residual._rows_at_once, linear.CONVOLUTION_POSITIONS = rows, few
+        delayed_gradients.HELD_BYTES, delayed_gradients.CPU_HELD_BYTES = held
 
 
 @cached

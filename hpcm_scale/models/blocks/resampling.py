@@ -5,12 +5,16 @@ the reshapes are views, and products are faster than convolutions. Parameters ke
 the convolutions they are.
 """
 
+from typing import Any
+
+import torch
 from torch import Tensor, nn
 
-from hpcm_scale.models.linear import convolution, linear, use_convolution
+from hpcm_scale.models.delayed_gradients import Delayable
+from hpcm_scale.models.linear import convolution, linear, use_convolution, use_onednn
 
 
-class Conv1x1(nn.Conv2d):
+class Conv1x1(nn.Conv2d, Delayable):
     """1×1 convolution: (B, I, H, W) -> (B, O, H, W)."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
@@ -19,7 +23,11 @@ class Conv1x1(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
         if use_convolution(x):
             return convolution(x, self.weight, self.bias)
-        return linear(x.permute(0, 2, 3, 1), self.weight.flatten(1), self.bias).permute(0, 3, 1, 2)
+        rows, weight = x.permute(0, 2, 3, 1), self.weight.flatten(1)
+        if self.delayed is None:
+            return linear(rows, weight, self.bias).permute(0, 3, 1, 2)
+        own = self.delayed.store, id(self.weight), True
+        return linear(rows, weight, self.bias, *own).permute(0, 3, 1, 2)
 
 
 class StridedConv1x1(Conv1x1):
@@ -33,6 +41,12 @@ class StridedConv1x1(Conv1x1):
         return super().forward(x[..., ::2, ::2])
 
 
+def as_it_lies(weight: Tensor, x: Tensor) -> bool:
+    """Whether a training step on x takes the kernel's places after the channels, as contiguous
+    weights have them: on accelerators, where a copy of the weights is a launch there and back."""
+    return torch.is_grad_enabled() and weight.is_contiguous() and not use_onednn(x)
+
+
 class Down2x2(nn.Conv2d):
     """2×2 convolution of stride 2: (B, I, 2h, 2w) -> (B, O, h, w)."""
 
@@ -42,9 +56,30 @@ class Down2x2(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
         b, c, h, w = x.shape
         blocks = x.permute(0, 2, 3, 1).reshape(b, h // 2, 2, w // 2, 2, c)
+        if as_it_lies(self.weight, x):
+            rows = blocks.permute(0, 1, 3, 5, 2, 4).reshape(b, h // 2, w // 2, 4 * c)
+            return linear(rows, self.weight.flatten(1), self.bias).permute(0, 3, 1, 2)
         blocks = blocks.transpose(2, 3).reshape(b, h // 2, w // 2, 4 * c)
         weight = self.weight.permute(0, 2, 3, 1).reshape(self.out_channels, 4 * c)
         return linear(blocks, weight, self.bias).permute(0, 3, 1, 2)
+
+
+class _Spread(torch.autograd.Function):
+    """2×2 blocks (B, h, w, C, 2, 2) side by side, plus a bias (C,): (B, C, 2h, 2w)."""
+
+    @staticmethod
+    def forward(ctx: Any, blocks: Tensor, bias: Tensor) -> Tensor:
+        b, h, w, c, _, _ = blocks.shape
+        out = blocks.new_empty(b, h, 2, w, 2, c)
+        torch.add(blocks.permute(0, 1, 4, 2, 5, 3), bias, out=out)
+        return out.view(b, 2 * h, 2 * w, c).permute(0, 3, 1, 2)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
+        (grad,) = grads
+        b, c, h, w = grad.shape
+        rows = grad.permute(0, 2, 3, 1).reshape(b, h // 2, 2, w // 2, 2, c)
+        return rows.permute(0, 1, 3, 5, 2, 4).contiguous(), rows.sum((0, 1, 2, 3, 4))
 
 
 class Up2x2(nn.ConvTranspose2d):
@@ -55,6 +90,9 @@ class Up2x2(nn.ConvTranspose2d):
 
     def forward(self, x: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
         b, c, h, w = x.shape
+        if as_it_lies(self.weight, x):
+            rows = linear(x.permute(0, 2, 3, 1), self.weight.flatten(1).t(), None)
+            return _Spread.apply(rows.view(b, h, w, -1, 2, 2), self.bias)
         weight = self.weight.permute(2, 3, 1, 0).reshape(4 * self.out_channels, c)
         assert self.bias is not None  # the class is made with one
         blocks = linear(x.permute(0, 2, 3, 1), weight, self.bias.repeat(4))

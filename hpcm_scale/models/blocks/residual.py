@@ -6,8 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hpcm_scale.models.delayed_gradients import Delayable, Layer, depthwise_backward
 from hpcm_scale.models.linear import (
     SLOPE,
+    GradientStore,
     WeightGradient,
     convolution,
     linear_add,
@@ -32,8 +34,18 @@ class _ResidualPair(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, h: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor
+        ctx: Any,
+        x: Tensor,
+        h: Tensor,
+        w1: Tensor,
+        b1: Tensor,
+        w2: Tensor,
+        b2: Tensor,
+        store: GradientStore | None,
+        keys: tuple[int, int],
+        _: Tensor | None,
     ) -> Tensor:
+        ctx.store, ctx.keys = store, keys
         w1, w2 = w1.flatten(1), w2.flatten(1)
         h_rows, hidden, out = _rows(h), [], []
         many = _rows_at_once(h_rows, len(w1))
@@ -46,12 +58,18 @@ class _ResidualPair(torch.autograd.Function):
         return _picture(_joined(out), x.shape)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, ...]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (grad,) = grads
         h, w1, w2, *hidden = ctx.saved_tensors
         rows, w1_t, w2_t = _rows(grad), w1.t(), w2.t()
         # The slope is positive, so the sign of the hidden result is that of what went in.
         through = torch.ops.aten.leaky_relu_backward
+        if ctx.store is not None and len(hidden) == 1:
+            inner = through(linear_nograd(rows, w2_t), hidden[0], SLOPE, True)
+            ctx.store.add(ctx.keys[0], inner, h)
+            ctx.store.add(ctx.keys[1], rows, hidden[0])
+            of_input = _picture(linear_nograd(inner, w1_t), grad.shape)
+            return grad, of_input, *(None,) * 7
         of_h, of_b1 = [], []
         of_w1, of_w2 = WeightGradient(w1), WeightGradient(w2)
         many = _rows_at_once(h, len(w1))
@@ -68,6 +86,7 @@ class _ResidualPair(torch.autograd.Function):
             of_b1[0] if len(of_b1) == 1 else torch.stack(of_b1).sum(0),
             of_w2.total().view(*w2.shape, 1, 1),
             rows.sum(0),
+            *(None,) * 3,
         )
 
 
@@ -106,7 +125,7 @@ def _joined(parts: list[Tensor]) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
-class ResidualPair(nn.Module):
+class ResidualPair(nn.Module, Delayable):
     """x + a pair of 1×1 convolutions C -> mC -> C of h, with LeakyReLU between them.
 
     Owns both convolutions' parameters itself, because it uses them in one operation and ZeRO-3
@@ -122,13 +141,19 @@ class ResidualPair(nn.Module):
         self.expand_weight, self.expand_bias = first.weight, first.bias
         self.project_weight, self.project_bias = second.weight, second.bias
 
+    def layers(self) -> list[Layer]:
+        w1, b1, w2, b2 = self.parameters()
+        return [(w1, b1), (w2, b2)]
+
     def forward(self, x: Tensor, h: Tensor) -> Tensor:
         """(B, C, H, W) twice -> (B, C, H, W)."""
         weights = self.expand_weight, self.expand_bias, self.project_weight, self.project_bias
         if use_convolution(h):
             t = F.leaky_relu_(convolution(h, *weights[:2]), SLOPE)
             return convolution(t, *weights[2:]).add_(x)
-        return _ResidualPair.apply(x, h, *weights)
+        store = self.delayed and self.delayed.store
+        keys = id(self.expand_weight), id(self.project_weight)
+        return _ResidualPair.apply(x, h, *weights, store, keys, store and store.token)
 
 
 class _PartialConv(torch.autograd.Function):
@@ -185,12 +210,54 @@ class PConvRB(nn.Module):
         return self.pair(x, self.partial(x))
 
 
+class _Depthwise(torch.autograd.Function):
+    """A depthwise convolution 3×3 that leaves its weight gradient to a store, if there is one."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        store: GradientStore | None,
+        key: int,
+        _: Tensor | None,
+    ) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.store, ctx.key = store, key
+        return F.conv2d(x, weight, bias, padding=1, groups=len(weight))
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (grad,) = grads
+        x, weight = ctx.saved_tensors
+        if ctx.store is None:
+            return *depthwise_backward(grad, x, weight, ctx.needs_input_grad[:3]), None, None, None
+        ctx.store.add(ctx.key, grad, x)
+        of_x, _, _ = depthwise_backward(grad, x, weight, (True, False, False))
+        return of_x, *(None,) * 5
+
+
+class Depthwise3(nn.Conv2d, Delayable):
+    """Depthwise 3×3 convolution: (B, C, H, W) stays."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, channels, 3, padding=1, groups=channels)
+
+    def forward(self, x: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        if self.delayed is None or use_convolution(x):
+            return super().forward(x)
+        store = self.delayed.store
+        own = store, id(self.weight), store and store.token
+        return _Depthwise.apply(x, self.weight, self.bias, *own)
+
+
 class DWConvRB(nn.Module):
     """Residual block with a depthwise 3×3 convolution, then 1×1 C -> 2C -> C."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.depthwise = nn.Conv2d(channels, channels, 3, padding=1, groups=channels)
+        self.depthwise = Depthwise3(channels)
         self.pair = ResidualPair(channels, 2)
 
     def forward(self, x: Tensor) -> Tensor:
