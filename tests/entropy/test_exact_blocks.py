@@ -198,7 +198,7 @@ def test_fourier_of_windows_is_that_of_integers(seed, windows, log_size, spread)
     assert (np.abs(expected - true) <= 0.51 + 16 * error * np.abs(x).max()).all()
 
 
-def test_weights_of_frequencies_that_could_leave_the_bounds_are_refused() -> None:
+def test_too_large_weights_of_frequencies_are_refused() -> None:
     layer = WindowFourier(3, 4).requires_grad_(False)
     layer.complex_weight[..., 1, 0] = 8192
     with pytest.raises(CheckpointError, match=r"fm.complex_weight: has a weight of 8192"):
