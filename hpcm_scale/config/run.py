@@ -188,9 +188,10 @@ class RunConfig(StrictModel):
     """Recompute activations in the backward pass instead of keeping them: of every transform stage
     and coding step (true), of none (false), or of every k-th."""
     compile: Literal["none", "blocks"] = "none"
-    """blocks: each transform stage and coding step through torch.compile, under ZeRO 0 to 2. On
-    GPUs they replay as CUDA graphs where a step is one pass and no activation is recomputed: for
-    small micro-batches, whose time goes into launching operations. The first step takes minutes."""
+    """blocks: each transform stage and coding step through torch.compile, under ZeRO-3 each
+    residual block. On GPUs they replay as CUDA graphs under ZeRO 0 to 2, where a step is one pass
+    and no activation is recomputed: for small micro-batches, whose time goes into launching
+    operations. The first step takes minutes."""
     log_every: Positive = 10
     """Steps between rows of metrics."""
     validate_every: Positive = 1000

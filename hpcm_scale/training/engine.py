@@ -6,20 +6,21 @@ import os
 import sys
 import warnings
 from datetime import timedelta
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import deepspeed
 import torch
 from deepspeed.accelerator import get_accelerator
+from torch import nn
 
 from hpcm_scale.config import ModelConfig, RunConfig, configs_folder
 from hpcm_scale.errors import ConfigError
 from hpcm_scale.models.blocks.bottleneck import Bottleneck
 from hpcm_scale.models.blocks.residual import PConvRB
 from hpcm_scale.models.blocks.sampling import ResidualBlock
-from hpcm_scale.models.codec_network import CodecNetwork
+from hpcm_scale.models.codec_network import CodecNetwork, CompiledCall
 from hpcm_scale.models.torch_internals import has_native_bf16
 from hpcm_scale.models.zoo import build
 from hpcm_scale.runs.network import init_file
@@ -137,11 +138,6 @@ def deepspeed_config(run: RunConfig, world_size: int) -> dict[str, Any]:
             f"deepspeed: {run.deepspeed} is stage 0, which is for fp32; in bf16 take zero1, which "
             "spreads only the optimizer's fp32 states"
         )
-    if run.compile == "blocks" and config["zero_optimization"]["stage"] == 3:
-        raise ConfigError(
-            f"compile: blocks needs whole parameters on every rank, {run.deepspeed} is stage 3; "
-            "take zero1 or zero2, or compile: none"
-        )
     if run.optimizer.ema is not None and _device(config, "offload_optimizer") == "nvme":
         raise ConfigError(
             f"optimizer.ema: needs the weights in memory at every step, {run.deepspeed} keeps them "
@@ -208,7 +204,9 @@ def uses_graphs(run: RunConfig, config: dict[str, Any]) -> bool:
     and what a recomputed stage gave the forward pass not its recomputation.
     """
     once = config["gradient_accumulation_steps"] == 1 and not run.checkpoint_activations
-    return run.compile == "blocks" and once and accelerator().device_name() == "cuda"
+    # ZeRO-3 gathers parameters to other addresses at every use.
+    still = config["zero_optimization"]["stage"] < 3
+    return run.compile == "blocks" and once and still and accelerator().device_name() == "cuda"
 
 
 def uses_bf16(run: RunConfig) -> bool:
@@ -256,15 +254,16 @@ def build_engine(
     set_tf32(run.precision == "tf32")
     if universal:
         config["checkpoint"] = {"load_universal": True}
+    stage = config["zero_optimization"]["stage"]
     torch.manual_seed(run.seed)
-    with deepspeed.zero.Init(
-        config_dict_or_path=config, enabled=config["zero_optimization"]["stage"] == 3
-    ):
+    with deepspeed.zero.Init(config_dict_or_path=config, enabled=stage == 3):
         network = build(model)
     # DeepSpeed broadcasts parameters as bytes, which needs them contiguous (ZeRO-3's always are).
     network.to(memory_format=torch.contiguous_format)  # pyright: ignore[reportCallIssue]
-    if run.compile == "blocks":
+    if run.compile == "blocks" and stage < 3:
         network.compile_stages(uses_graphs(run, config))
+    elif run.compile == "blocks":
+        compile_leaves(network)
     network.checkpoint_activations(run.checkpoint_activations)
     scaled = scalings(run, model)
     if scaled and run.init is None:
@@ -280,13 +279,25 @@ def build_engine(
     if not network.repeats_modules:
         # DeepSpeed looks for the next use of a module through all that follow, for every module.
         config["zero_optimization"].setdefault("stage3_max_reuse_distance", 0)
-    if config["zero_optimization"]["stage"] == 0 and accelerator().device_name() == "cpu":
+    if stage == 0 and accelerator().device_name() == "cpu":
         few = sum(parameter.numel() for parameter in network.parameters()) <= UPDATED_AT_ONCE
         config["optimizer"]["params"]["foreach"] = few
     groups: Any = parameter_groups(network, run.optimizer, scaled)  # annotated as a module
     engine, *_ = deepspeed.initialize(model=network, model_parameters=groups, config=config)
     skip_recovery_script(engine)
     return engine
+
+
+def compile_leaves(network: nn.Module, backend: str = "inductor") -> None:
+    """Run each block that ZeRO-3 gathers as one through torch.compile, inside of DeepSpeed's hooks.
+
+    They gather its parameters before it and release them after, forward and backward; a larger part
+    would be cut at each of them.
+    """
+    call = CompiledCall(graphs=False, backend=backend)
+    for module in network.modules():
+        if isinstance(module, LEAVES):
+            module.forward = partial(call, module.forward)
 
 
 def _settle_heap(tight: bool) -> None:
