@@ -58,7 +58,7 @@ def test_the_work_is_pixels_times_bytes_of_all_files(
     assert engine_for_files([file, file]) == "torch"
 
 
-def test_what_numpy_cannot_give_to_the_last_bit_is_left_to_torch(coded: Coded) -> None:
+def test_torch_takes_what_is_not_exact(coded: Coded) -> None:
     exact = coded()
     assert engine_for_files([coded("inexact", exact=False)]) == "torch"
     assert engine_for_files([coded("fast", portable=False)]) == "torch"
@@ -72,7 +72,7 @@ def test_a_peer_is_left_to_torch(coded: Coded, tmp_path: Path) -> None:
     assert engine_for_files([coded()], str(peer)) == "torch"
 
 
-def test_what_cannot_be_read_is_refused_by_the_decoder(tmp_path: Path, coded: Coded) -> None:
+def test_unreadable_files_do_not_decide(tmp_path: Path, coded: Coded) -> None:
     broken = tmp_path / "broken.hpcm"
     broken.write_bytes(b"no file")
     assert engine_for_files([str(broken), str(tmp_path / "none.hpcm")]) == "numpy"

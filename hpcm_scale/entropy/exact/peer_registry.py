@@ -13,9 +13,9 @@ from hpcm_scale.entropy.exact import (
 )
 from hpcm_scale.entropy.exact.convolution import ExactCheckerboardConv, ExactSubpixelConv
 from hpcm_scale.entropy.exact.functions import ExactGelu
+from hpcm_scale.entropy.exact.hpcm_registry import HPCM, Registry
 from hpcm_scale.entropy.exact.layers import ExactRows
 from hpcm_scale.entropy.exact.normalisation import ExactInverseGDN, ExactLayerNorm
-from hpcm_scale.entropy.exact.registry import HPCM, Registry
 from hpcm_scale.entropy.exact.window_attention import ExactWindowAttention
 from hpcm_scale.models.blocks.checkerboard_context import CheckerboardConv
 from hpcm_scale.models.blocks.gdn import GDN
