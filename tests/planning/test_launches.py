@@ -60,7 +60,7 @@ def test_a_step_of_base_stays_below_what_it_was_brought_to():
 def test_graphs_leave_the_moves_between_stages():
     stages = 12 + 10 + 9  # of the transforms, coding steps, fusions after nine of them
     left = count_launches(model_config("base"), 256, False, graphs=True)
-    assert 2 * stages < left < count_launches(model_config("base"), 256, False) / 3
+    assert 2 * stages < left < count_launches(model_config("base"), 256, False) / 2.5
     # What is outside does not depend on what the stages hold.
     deeper = model_config("base", depth=2)
     assert count_launches(deeper, 256, False) > 1.5 * count_launches(SMALL, 256, False)
