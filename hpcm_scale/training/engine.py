@@ -297,7 +297,8 @@ def compile_leaves(network: nn.Module, backend: str = "inductor") -> None:
     call = CompiledCall(graphs=False, backend=backend)
     for module in network.modules():
         if isinstance(module, LEAVES):
-            module.forward = partial(call, module.forward)
+            block: Any = module  # which has a signature of its own
+            block.forward = partial(call, block.forward)
 
 
 def _settle_heap(tight: bool) -> None:
