@@ -17,7 +17,7 @@ pytestmark = [
 ]
 
 
-def test_blocks_compiled_inside_of_deepspeeds_hooks_give_the_same_losses():
+def test_blocks_compiled_inside_of_hooks_give_the_same_losses():
     done = subprocess.run(
         [*deepspeed(2), "tests/distributed/compiled_leaves.py"],
         cwd=ROOT,
