@@ -15,7 +15,7 @@ from tests.distributed.jobs import ROOT, environment
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 
 
-def test_what_two_ranks_hold_after_a_forward_pass_is_what_plans_count(tmp_path):
+def test_two_ranks_hold_after_a_forward_pass_what_plans_count(tmp_path):
     port = str(free_port())
     ranks = [
         subprocess.Popen(

@@ -30,7 +30,7 @@ def train(out: Path, dataset: Path, *changes: str, resume: str = "never") -> dic
     return {row["step"]: row["loss"] for row in rows(out, "train")}
 
 
-def test_a_run_in_bf16_in_the_hosts_memory_equals_one_on_the_device(dataset, tmp_path):
+def test_bf16_in_the_hosts_memory_equals_bf16_on_the_device(dataset, tmp_path):
     offloaded = train(tmp_path / "host", dataset, "deepspeed=zero3-offload-cpu")
     kept = train(tmp_path / "device", dataset, "deepspeed=zero3")
     # DeepSpeed's Adam rounds its fp32 otherwise than torch's; weights differ where bf16 does.

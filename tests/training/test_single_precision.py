@@ -25,7 +25,7 @@ os._exit(0)
 
 
 @pytest.mark.slow
-def test_products_of_fp32_are_rounded_only_where_the_run_says_so():
+def test_fp32_is_rounded_only_where_the_run_says_so():
     done = subprocess.run(
         [sys.executable, "-c", CODE],
         env=os.environ | {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"},
