@@ -160,7 +160,7 @@ def viewed_parameters(model: ModelConfig, crop: int) -> int:
 
     DeepSpeed frees a gathered parameter by giving it an empty tensor: autograd, which saves the
     parameter itself where it can, lets go of the values too, but not those of a view: the matrix
-    that a 1×1 convolution is. A CPU, which runs small ones as convolutions, holds fewer.
+    that a 1×1 convolution or a resampling is. A CPU, whose kernels are others, holds fewer.
     """
     with torch.random.fork_rng([]), torch.device("meta"), kernels_of("cuda"):
         network = build(model)

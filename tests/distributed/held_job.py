@@ -3,7 +3,7 @@
     python tests/distributed/held_job.py FOLDER RANK PORT
 
 Rank 0 prints the number of parameters whose values are there after DeepSpeed has let them go, all
-1×1 convolutions being matrix products as on a GPU.
+1×1 convolutions and resamplings being products with weights as they lie, as on a GPU.
 """
 
 import json
@@ -32,6 +32,7 @@ def main(folder: Path, rank: int, port: str) -> None:
 
     from hpcm_scale.bench.train_workers import case
     from hpcm_scale.config import ModelChoice
+    from hpcm_scale.models.blocks import resampling
     from hpcm_scale.models.codec_network import noise_shapes
     from hpcm_scale.models.zoo import chosen_model
     from hpcm_scale.planning.memory import kernels_of
@@ -55,6 +56,7 @@ def main(folder: Path, rank: int, port: str) -> None:
         module.register_forward_pre_hook(note)
     x = torch.rand(1, 3, 256, 256).contiguous(memory_format=torch.channels_last)
     y, z = (torch.rand(shape) - 0.5 for shape in noise_shapes(model, 1, 256, 256))
+    resampling.as_it_lies = lambda weight, _: weight.is_contiguous()
     with kernels_of("cuda"):
         output = engine(x, (y, z))
     parameters = list(engine.module.parameters())
