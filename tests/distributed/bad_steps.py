@@ -9,6 +9,7 @@ import argparse
 import json
 import sys
 from itertools import product
+from typing import Any
 
 import deepspeed
 import torch
@@ -59,10 +60,18 @@ def step(guard: StepGuard, fault: str | None) -> bool:
     return guard.step(loss).stepped
 
 
+def own_part(parameter: Any) -> torch.Tensor:
+    """This rank's values of a parameter, which stage 3 pads; all of it in the others."""
+    part = getattr(parameter, "ds_tensor", None)
+    if part is None:
+        return parameter
+    return part[: max(0, parameter.ds_numel - RANK * part.numel())]
+
+
 def weights(guard: StepGuard) -> list[torch.Tensor]:
     """Copies of this rank's master weights, and of its part of those the passes compute with."""
     masters = [shard.values for shard in master_shards(guard.engine).values()]
-    used = [getattr(p, "ds_tensor", p) for p in guard.engine.module.parameters()]
+    used = [own_part(parameter) for parameter in guard.engine.module.parameters()]
     return [tensor.detach().clone() for tensor in (*masters, *used)]
 
 

@@ -64,9 +64,7 @@ def test_a_bad_step_of_one_rank_is_no_step_of_any():
 
 
 @pytest.mark.parametrize("stage", ["zero1", "zero3"])
-def test_bf16_leaves_out_an_overflowing_step_and_resumes(
-    stage, dataset, tmp_path
-):
+def test_bf16_leaves_out_an_overflowing_step_and_resumes(stage, dataset, tmp_path):
     changes = [f"deepspeed={stage}", "precision=bf16", "batch=1", "steps=4", "checkpoint.every=1"]
     changes += ["checkpoint.keep=9", "validate_every=9", "trackers=[jsonl]"]
     train(tmp_path / "run", dataset, *changes)
