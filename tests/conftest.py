@@ -8,7 +8,9 @@ os.environ.pop("COLUMNS", None)
 import torch
 from hypothesis import settings
 
-import hpcm_scale.cli  # noqa: F401
+from hpcm_scale.cli.program import console, errors
+
+assert console.width == errors.width
 
 # Small networks gain nothing from a second thread, and on a busy machine OpenMP's spinning threads
 # make them a hundred times slower.

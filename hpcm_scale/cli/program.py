@@ -54,6 +54,12 @@ class _Later:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._console, name)
 
+    def __enter__(self) -> "Console":
+        return self._console.__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        self._console.__exit__(*error)
+
 
 console = cast("Console", _Later(stderr=False))
 errors = cast("Console", _Later(stderr=True))

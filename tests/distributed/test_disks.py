@@ -56,7 +56,7 @@ def losses(out: Path) -> list[float]:
     return [row["loss"] for row in rows(out, "train")]
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("precision", ["fp32", pytest.param("bf16", marks=pytest.mark.long)])
 def test_a_run_on_disks_equals_one_in_memory(precision, on_disk, dataset, tmp_path):
     settings = (f"precision={precision}",)
     for name, deepspeed in (("disks", str(on_disk)), ("memory", "zero3")):
