@@ -77,7 +77,9 @@ def linear_add(x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor) -> Ten
     if use_onednn(x):
         return linear_add_pointwise(x, residual, weight, bias)
     # In place: out of place, an accelerator first copies what is added to.
-    return (residual + bias).addmm_(x, weight.t())
+    # FLOP counters do not know addmm_.
+    total = residual + bias
+    return torch.addmm(total, x, weight.t(), out=total)
 
 
 def weight_gradient(grad: Tensor, x: Tensor) -> Tensor:
