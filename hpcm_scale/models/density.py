@@ -140,7 +140,8 @@ class _GeneralizedGaussianBits(torch.autograd.Function):
     def forward(
         ctx: Any, residual: Tensor, scale: Tensor, scale_bound: float, likelihood_bound: float
     ) -> Tensor:
-        v = residual.new_empty(2, *residual.shape)
+        dtype = torch.promote_types(residual.dtype, scale.dtype)  # symbols may be integers
+        v = residual.new_empty(2, *residual.shape, dtype=dtype)
         torch.add(residual, 0.5, out=v[0])
         torch.sub(residual, 0.5, out=v[1])
         v /= scale.clamp_min(scale_bound)
