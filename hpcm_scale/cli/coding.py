@@ -181,10 +181,9 @@ def decode(
         skip_existing,
         strip,
         verbose,
-        *((device, "torch") if cheaper else checked_engine(engine, device, threads)),
+        *((device, None) if cheaper else checked_engine(engine, device, threads)),
         bytes_of(memory),
         jobs,
         threads,
-        cheaper,
     )
     decode_files(inputs, options, model, preview)

@@ -1,8 +1,7 @@
 """The verbs `encode` and `decode` of the command line: files and pipes around the Codec."""
 
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -17,7 +16,7 @@ from hpcm_scale.codec.codec import Codec
 from hpcm_scale.codec.coding_result import Encoded, OnProgress, part_of, unheard
 from hpcm_scale.codec.engines.choose import Name, chosen_engine, set_threads
 from hpcm_scale.codec.file_engine import engine_for_files
-from hpcm_scale.codec.file_jobs import PIPE, Job, contents_of, plan_jobs
+from hpcm_scale.codec.file_jobs import PIPE, Job, contents_of, named, plan_jobs
 from hpcm_scale.codec.find_model import Catalogue
 from hpcm_scale.codec.image_kinds import is_picture
 from hpcm_scale.codec.image_writer import WRITERS, extension_writer, losses, picture_bytes
@@ -50,16 +49,14 @@ class FileOptions:
     """Also say where time and bits went."""
     device: str = "cpu"
     """Device of the network."""
-    engine: Name = "torch"
-    """Library that computes the network."""
+    engine: Name | None = None
+    """Library that computes the network; None to decode with the cheaper one, on the CPU."""
     memory: int = 2 << 30
     """Bytes the network may work in, in each process."""
     jobs: int = 1
     """Files at once."""
     threads: int | None = None
     """CPU threads of each process; None to share the cores out."""
-    cheaper: bool = False
-    """Decode with the cheaper engine, whatever `engine` says."""
 
 
 class ArithmeticOptions(NamedTuple):
@@ -115,7 +112,8 @@ def encode_files(
         if total_size is not None:
             aim = _aim_for_all(plan.jobs, path, options, arithmetic, total_size, progressive)
         make = partial(_Encoder, path, options, arithmetic, verify, aim, progressive)
-        run_jobs(plan.jobs, make, "encoding", options.jobs, options.threads, options.engine)
+        engine = chosen_engine(options.engine, options.device)
+        run_jobs(plan.jobs, make, "encoding", options.jobs, options.threads, engine)
 
 
 def decode_files(
@@ -148,14 +146,14 @@ def decode_files(
         extension_writer(_picture_name(job.target))
     _say_skipped(plan.skipped)
     if plan.jobs:
-        if options.cheaper:
+        engine = options.engine
+        if engine is None:
             sources = (job.source for job in plan.jobs)
             engine = chosen_engine(None) if preview else engine_for_files(sources, model)
             if options.threads is not None:
                 set_threads(engine, options.threads)
-            options = replace(options, engine=engine)
-        make = partial(_Decoder, model, options, preview)
-        run_jobs(plan.jobs, make, "decoding", options.jobs, options.threads, options.engine)
+        make = partial(_Decoder, model, replace(options, engine=engine), preview)
+        run_jobs(plan.jobs, make, "decoding", options.jobs, options.threads, engine)
 
 
 class _Encoder:
@@ -313,15 +311,6 @@ def _aim_for_all(
     encoder = _Encoder(model, options, arithmetic, False, aim, progressive)
     rate = largest_within(lambda rate: encoder.sizes(jobs, rate), total, "--total-size")
     return Aim(quality=quality_of(rate))
-
-
-@contextmanager
-def named(source: str) -> Iterator[None]:
-    """Put the file's name in front of what is wrong with it."""
-    try:
-        yield
-    except BitstreamError as error:
-        raise BitstreamError(f"{source}: {error}") from None
 
 
 def thousands(value: int) -> str:

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from hpcm_scale.codec import container
 from hpcm_scale.codec.aim import quality_of
-from hpcm_scale.codec.commands import SUFFIX, named, thousands
-from hpcm_scale.codec.file_jobs import PIPE, contents_of
+from hpcm_scale.codec.commands import SUFFIX, thousands
+from hpcm_scale.codec.file_jobs import PIPE, contents_of, named
 from hpcm_scale.codec.image_kinds import kind_of
 from hpcm_scale.codec.images import Picture, read_picture
 from hpcm_scale.codec.sections import unpack_metadata

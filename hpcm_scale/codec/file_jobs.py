@@ -3,10 +3,11 @@
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from hpcm_scale.errors import DataError
+from hpcm_scale.errors import BitstreamError, DataError
 
 PIPE = "-"
 """Name of standard input among inputs, and of standard output as the output."""
@@ -108,6 +109,15 @@ def contents_of(source: str) -> bytes:
         return sys.stdin.buffer.read() if source == PIPE else Path(source).read_bytes()
     except OSError as error:
         raise DataError(f"{source}: cannot be read ({error.strerror})") from None
+
+
+@contextmanager
+def named(source: str) -> Iterator[None]:
+    """Put the file's name in front of what is wrong with it."""
+    try:
+        yield
+    except BitstreamError as error:
+        raise BitstreamError(f"{source}: {error}") from None
 
 
 def _is_folder(output: str) -> bool:

@@ -10,8 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from hpcm_scale.codec import container
 from hpcm_scale.codec.codec import Codec
-from hpcm_scale.codec.commands import named
-from hpcm_scale.codec.file_jobs import contents_of
+from hpcm_scale.codec.file_jobs import contents_of, named
 from hpcm_scale.codec.find_model import find_model
 from hpcm_scale.codec.image_writer import extension_writer, picture_bytes
 from hpcm_scale.codec.images import Picture, read_picture
