@@ -7,7 +7,7 @@ Needs a torch with CUDA, but no GPU. In an environment with nothing else to do:
 """
 
 from collections import defaultdict
-from types import MethodType
+from types import MethodType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -27,6 +27,7 @@ from hpcm_scale.entropy.table_building import build_tables
 from hpcm_scale.models.codec_network import CodecNetwork, noise_shapes
 from hpcm_scale.models.geometry import HYPER_STRIDE
 from hpcm_scale.models.zoo import build, model_config
+from hpcm_scale.training import validate
 from hpcm_scale.training.loss import RateDistortion, training_loss
 from tests.entropy.peer_models import CONFIGS, network
 
@@ -47,6 +48,7 @@ def put_on_gpu(network: nn.Module, dtype: torch.dtype) -> None:
             setattr(module, name, torch.empty(tensor.shape, device="cuda", dtype=tensor.dtype))
 
 
+@torch.no_grad()  # as the engine runs them
 def gradients(loss: Tensor) -> list[tuple[Tensor, Tensor]]:
     """Parameters and their gradients, node by node: autograd's engine asks for the GPU itself."""
     order: list[Any] = []
@@ -113,6 +115,22 @@ def test_a_pass_makes_no_tensor_elsewhere(variant, dtype):
     assert {tensor.device.type for tensor in made} == {"cuda"}
     assert all(p.shape == g.shape and p.dtype == g.dtype for p, g in found)
     assert {id(p) for p, _ in found} == {id(p) for p in network.parameters()}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("variant", ["base", "compact", "elic"])
+def test_the_export_check_makes_no_tensor_elsewhere(variant, dtype, monkeypatch):
+    """It validates the exported model on the GPU, on pictures of any size from the CPU."""
+    config = model_config(variant, width=0.1)
+    with torch.device("meta"):
+        network = build(config)
+    with MODE, Zeros():
+        put_on_gpu(network, dtype)
+        item = SimpleNamespace(image=torch.empty(3, 200, 136), counted=True)
+        monkeypatch.setattr(validate, "read_images", lambda *_: [item])
+        figures = validate.validate(network, "", RateDistortion(LossConfig(), config.rates))
+    assert {"loss", "bpp", "psnr"} <= figures.keys()
 
 
 class Zeros(TorchDispatchMode):
