@@ -6,15 +6,17 @@ unions whose members have what is used here only in some stages.
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from types import MethodType
 from typing import Any, NamedTuple
 
+import deepspeed
 import torch
 from deepspeed.runtime.utils import combine_grad_norm_groups
-from torch import Tensor
+from torch import Tensor, nn
 from torch._appdirs import user_cache_dir
 
 NAMES = {
@@ -81,6 +83,21 @@ def collective_calls() -> int:
         return 0
     group: Any = torch.distributed.distributed_c10d._get_default_group()
     return group._get_sequence_number_for_group()
+
+
+@contextmanager
+def partitioned_at_init(config: dict[str, Any], enabled: bool) -> Iterator[None]:
+    """Partition each parameter as its module is made (`deepspeed.zero.Init`), and leave no trace.
+
+    What it leaves on `nn.Module` hides `__init_subclass__` from classes defined later, so that a
+    generic one of them cannot be subscripted.
+    """
+    try:
+        with deepspeed.zero.Init(config_dict_or_path=config, enabled=enabled):
+            yield
+    finally:
+        if "__init_subclass__" in vars(nn.Module):
+            del nn.Module.__init_subclass__
 
 
 def skip_recovery_script(engine: Any) -> None:

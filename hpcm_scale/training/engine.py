@@ -22,9 +22,10 @@ from hpcm_scale.models.blocks.residual import PConvRB
 from hpcm_scale.models.blocks.sampling import ResidualBlock
 from hpcm_scale.models.codec_network import CodecNetwork, CompiledCall
 from hpcm_scale.models.torch_internals import has_native_bf16
-from hpcm_scale.models.zoo import build
+from hpcm_scale.models.zoo import build, network_class
 from hpcm_scale.runs.network import init_file
 from hpcm_scale.training.deepspeed_internals import (
+    partitioned_at_init,
     skip_recovery_script,
     skip_shared_memory_operator,
 )
@@ -256,7 +257,8 @@ def build_engine(
         config["checkpoint"] = {"load_universal": True}
     stage = config["zero_optimization"]["stage"]
     torch.manual_seed(run.seed)
-    with deepspeed.zero.Init(config_dict_or_path=config, enabled=stage == 3):
+    network_class(model.architecture)  # no class is defined while DeepSpeed watches them
+    with partitioned_at_init(config, enabled=stage == 3):
         network = build(model)
     # DeepSpeed broadcasts parameters as bytes, which needs them contiguous (ZeRO-3's always are).
     network.to(memory_format=torch.contiguous_format)  # pyright: ignore[reportCallIssue]

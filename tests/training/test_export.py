@@ -54,6 +54,7 @@ def made(tmp_path_factory) -> Path:
             "model": CONFIG.model_dump(mode="json"),
             "config": {
                 "loss": {"lmbda": 0.013},
+                "precision": "bf16" if kind.endswith("bf16") else "fp32",
                 "data": {"train": str(folder / "none"), "val": str(pictures)},
             },
             "versions": {},
