@@ -7,7 +7,7 @@ import subprocess
 
 import pytest
 
-from tests.distributed.jobs import ROOT, deepspeed, environment
+from tests.distributed.jobs import ROOT, deepspeed, environment, launch, rows
 
 pytestmark = [
     pytest.mark.distributed,
@@ -32,3 +32,13 @@ def test_blocks_compiled_inside_of_hooks_give_the_same_losses():
     assert len(set(plain)) == len(plain)
     for losses in found.values():
         assert losses == pytest.approx(plain, rel=1e-5)
+
+
+def test_a_run_with_compiled_blocks_has_the_losses_of_one_without(dataset, tmp_path):
+    losses = {}
+    for compiled in ("none", "blocks"):
+        out = tmp_path / compiled
+        done = launch(out, dataset, 2, "deepspeed=zero3", f"compile={compiled}")
+        assert done.returncode == 0, done.stdout + done.stderr
+        losses[compiled] = [row["loss"] for row in rows(out, "train")]
+    assert losses["blocks"] == pytest.approx(losses["none"], rel=1e-5)

@@ -62,12 +62,17 @@ WIDE = frozenset(
 
 
 def each_kernel(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """Have products run by each kernel in turn; that of bytes only where it is exact."""
+    """Have products run by each kernel in turn; that of bytes only where it is exact.
+
+    Depthwise convolutions run in integers beside bytes, else in floats where those hold the sums.
+    """
     multiplies_bytes = product_module.multiplies_bytes(torch.device("cpu"))
     monkeypatch.setattr(product_module, "LEAST_CHANNELS", 1)
     for name in ("float64", "bytes")[: 1 + multiplies_bytes]:
         for module in (product_module, narrow_module):
             monkeypatch.setattr(module, "multiplies_bytes", lambda _, n=name: n == "bytes")
+        if name == "bytes":
+            monkeypatch.setattr(narrow_module, "FLOAT_SUM", 1)
         yield name
 
 

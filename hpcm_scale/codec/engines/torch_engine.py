@@ -1,6 +1,7 @@
 """The torch engine: any architecture, on any device, in exact or in floating-point arithmetic."""
 
 from contextlib import AbstractContextManager
+from copy import deepcopy
 from functools import cached_property, lru_cache
 
 import numpy as np
@@ -18,6 +19,7 @@ from hpcm_scale.entropy.parameters import EntropyParameters, FloatParameters, St
 from hpcm_scale.errors import CheckpointError
 from hpcm_scale.models.codec_network import CodecNetwork, noise_shapes
 from hpcm_scale.models.density import ScaleDensity
+from hpcm_scale.models.torch_internals import has_native_bf16
 from hpcm_scale.weights.model_file import LoadedModel
 
 COUNTED_SIDE = 256
@@ -52,7 +54,18 @@ class TorchTransforms:
     def analyse(self, pixels: np.ndarray) -> Tensor:
         """8-bit pixels (H, W, 3) -> y (1, M, H/16, W/16)."""
         x = torch.from_numpy(pixels[None]).to(self._device)
-        return self._network.g_a(dense(x.permute(0, 3, 1, 2) / 255))
+        return self._g_a(dense(x.permute(0, 3, 1, 2) / 255).to(self._g_a_dtype)).float()
+
+    @cached_property
+    def _g_a_dtype(self) -> torch.dtype:
+        """bfloat16 on CPUs that multiply it: g_a decides nothing but the encoder's choices."""
+        in_half = self._device.type == "cpu" and has_native_bf16()
+        return torch.bfloat16 if in_half else torch.float32
+
+    @cached_property
+    def _g_a(self) -> nn.Module:
+        own, dtype = self._network.g_a, self._g_a_dtype
+        return own if dtype == torch.float32 else deepcopy(own).to(dtype)
 
     def synthesise(self, y_hat: Tensor, grey: bool) -> np.ndarray:
         """ŷ (1, M, h, w) -> 8-bit pixels (16h, 16w, 3), or (16h, 16w)."""

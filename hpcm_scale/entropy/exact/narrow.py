@@ -4,8 +4,11 @@ A sum over a layer's inputs is an integer, whatever computes it; what is done wi
 single-precision operations on one number at a time, each rounded once, as every processor does.
 """
 
+import math
+
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from hpcm_scale.entropy.exact.integer_weights import NOTHING, Addend
@@ -18,6 +21,7 @@ from hpcm_scale.entropy.exact.product import (
 from hpcm_scale.entropy.exact.scaled_weights import (
     BYTE,
     FLOAT_INPUTS,
+    FLOAT_SUM,
     TAP_WEIGHT,
     TWO_DIGIT_MAX,
     ScaledWeights,
@@ -105,10 +109,27 @@ class NarrowDepthwise:
 
     def sums(self, around: Tensor, views: Views, taps: Tensor) -> Tensor:
         """Sums as `Depthwise.sums` gives them."""
-        fits = int(max(map(abs, torch.aminmax(around)))) * self._reach < 1 << 31
-        integers = around.to(torch.int32 if fits else torch.int64)
-        out = None
-        for view, tap in zip(views(integers), taps.to(integers.dtype), strict=True):
-            out = view * tap if out is None else out.addcmul_(view, tap)
-        assert out is not None  # a kernel has taps
-        return out.float().mul_(self._unit).add_(self._bias)
+        largest = int(max(map(abs, torch.aminmax(around))))
+        whole = self._in_floats(around, largest)
+        if whole is None:
+            fits = largest * self._reach < 1 << 31
+            integers = around.to(torch.int32 if fits else torch.int64)
+            for view, tap in zip(views(integers), taps.to(integers.dtype), strict=True):
+                whole = view * tap if whole is None else whole.addcmul_(view, tap)
+            assert whole is not None  # a kernel has taps
+        return whole.float().mul_(self._unit).add_(self._bias)
+
+    def _in_floats(self, around: Tensor, largest: int) -> Tensor | None:
+        """The sums, each rounded to float32 once, by a convolution of two digits; None if it could
+        round before or would not be quicker."""
+        base = 1 << max(1, math.floor(math.log2(2 * FLOAT_SUM / max(1, self._reach))))
+        highest = largest // base + 1
+        if around.device.type != "cpu" or max(base // 2, highest) * self._reach > FLOAT_SUM:
+            return None
+        side = math.isqrt(len(self.taps))
+        kernel = self.taps.T.float().unflatten(1, (1, side, side))
+        digits = around.new_empty(2, *around.shape)
+        torch.mul(around, 1 / base, out=digits[1]).round_()
+        torch.sub(around, digits[1], alpha=base, out=digits[0])
+        low, high = F.conv2d(digits.permute(0, 3, 1, 2), kernel, groups=len(kernel))
+        return low.add_(high, alpha=base).permute(1, 2, 0)  # a power of two: rounded once

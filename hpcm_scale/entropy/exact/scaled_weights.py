@@ -14,7 +14,9 @@ BYTE = 256
 """Base of the two digits of an activation, -128..127."""
 TWO_DIGIT_MAX = 127 * BYTE + 127
 """Activations up to this have two digits."""
-FLOAT_INPUTS = (1 << 24) // (BYTE // 2 * BYTE_WEIGHT)
+FLOAT_SUM = 1 << 24
+"""float32 represents every integer up to this."""
+FLOAT_INPUTS = FLOAT_SUM // (BYTE // 2 * BYTE_WEIGHT)
 """So many products of a digit and a weight have a sum that float32 holds."""
 SMALLEST = 2.0**-60
 """Weights of a channel, and biases, below this are taken for 0: no product is subnormal."""
