@@ -226,6 +226,29 @@ def test_transforms_in_pieces_give_what_they_give_whole(
         assert (x != x_pieces).mean() < 1e-3
 
 
+def test_analysis_in_half_precision_changes_only_what_the_encoder_chooses(
+    models: Path, codec: Codec, make_photo: Photo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pixels = make_photo(256, 512)
+    single = codec.encode(pixels)
+    monkeypatch.setattr(torch_engine, "has_native_bf16", lambda: True)
+    encoder = Codec.load(models / "tiny.safetensors")
+    transforms = TorchTransforms(load_model(models / "tiny.safetensors").network)
+    with torch.inference_mode():
+        y = analyse(transforms, pixels, 1 << 30)
+    assert y.dtype == torch.float32
+    encoded = encoder.compress(picture_of(pixels), reconstruct=True)
+    assert encoded.data != single
+    assert len(encoded.data) == pytest.approx(len(single), rel=0.01)
+    decoded = np.asarray(codec.decode(encoded.data))
+    assert np.array_equal(decoded, encoded.reconstruction)
+    errors = [
+        np.square(one - pixels.astype(float)).mean()
+        for one in (decoded, np.asarray(codec.decode(single)))
+    ]
+    assert errors[0] == pytest.approx(errors[1], rel=0.01)
+
+
 def test_the_reach_is_what_the_transforms_see(models: Path, make_photo: Photo) -> None:
     """Changing one pixel, or one latent, changes nothing further away than the reach."""
     network = load_model(models / "tiny.safetensors").network

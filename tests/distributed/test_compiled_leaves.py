@@ -34,7 +34,7 @@ def test_blocks_compiled_inside_of_hooks_give_the_same_losses():
         assert losses == pytest.approx(plain, rel=1e-5)
 
 
-def test_a_run_with_compiled_blocks_has_the_losses_of_one_without(dataset, tmp_path):
+def test_a_compiled_run_has_the_losses_of_another(dataset, tmp_path):
     losses = {}
     for compiled in ("none", "blocks"):
         out = tmp_path / compiled

@@ -119,6 +119,7 @@ def test_a_model_of_one_rate_becomes_one_of_every_rate(
     assert final["loss"] != first["loss"]
 
 
+@pytest.mark.long
 def test_a_run_starts_from_principal_components(dataset, tmp_path: Path):
     """They keep what the crops hold: 64 channels of smooth pictures are nearly all."""
     changes = ["initial_weights=principal_components"]

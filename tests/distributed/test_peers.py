@@ -20,8 +20,8 @@ from tests.distributed.jobs import ROOT, environment
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 
-QUICK = ("elic", "mambavc", "stf")
-"""Slices, a scan and windows; the other variants are made of the same parts."""
+QUICK = ("elic", "mambavc")
+"""Slices and a scan; the other variants are made of the same parts, or of windows."""
 VARIANTS = [
     pytest.param(variant, marks=() if variant in QUICK else pytest.mark.long)
     for variant in sorted(variant for layout in PEERS.values() for variant in layout.variants)

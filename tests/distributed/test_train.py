@@ -87,16 +87,16 @@ def test_a_run_goes_on_in_the_other_precision(dataset, tmp_path):
     """The state that bf16 and fp32 share is fp32: the move itself changes no weight."""
     same = ("deepspeed=zero1", "optimizer.ema=0.9", "optimizer.warmup_steps=0")
     same += ("optimizer.decay_fraction=0",)
-    for precision, steps in (("bf16", 2), ("fp32", 4), ("bf16", 6)):
+    for precision, steps in (("bf16", 2), ("fp32", 3), ("bf16", 4)):
         changes = (*same, f"precision={precision}", f"steps={steps}")
         done = launch(tmp_path, dataset, 2, *changes, resume="auto")
         assert done.returncode == 0, done.stdout + done.stderr
     sessions = json.loads((tmp_path / "small" / "run.json").read_text())["sessions"]
     assert [session["precision"] for session in sessions] == ["bf16", "fp32", "bf16"]
     train, val = rows(tmp_path, "train"), rows(tmp_path, "val")
-    assert [row["step"] for row in train] == [1, 2, 3, 4, 5, 6]
+    assert [row["step"] for row in train] == [1, 2, 3, 4]
     straight = tmp_path / "straight"
-    assert launch(straight, dataset, 2, *same, "steps=6").returncode == 0
+    assert launch(straight, dataset, 2, *same, "steps=4").returncode == 0
     for moved, stayed in zip(train, rows(straight, "train"), strict=True):
         assert moved["loss"] == pytest.approx(stayed["loss"], rel=0.01)
     assert val[-1]["loss"] == pytest.approx(rows(straight, "val")[-1]["loss"], rel=0.01)

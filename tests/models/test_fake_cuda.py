@@ -25,6 +25,7 @@ from hpcm_scale.entropy.exact.synthesis import ExactSynthesis, grid_latents
 from hpcm_scale.entropy.parameters import EntropyParameters, FloatParameters, StepCoding
 from hpcm_scale.entropy.table_building import build_tables
 from hpcm_scale.models.codec_network import CodecNetwork, noise_shapes
+from hpcm_scale.models.delayed_gradients import _Settle
 from hpcm_scale.models.geometry import HYPER_STRIDE
 from hpcm_scale.models.zoo import build, model_config
 from hpcm_scale.training import validate
@@ -67,7 +68,8 @@ def gradients(loss: Tensor) -> list[tuple[Tensor, Tensor]]:
     inputs[loss.grad_fn][0] = torch.ones_like(loss)
     found = []
     for node in reversed(order):
-        grads = inputs.pop(node, None)
+        settles = node.name() == _Settle.__name__ + "Backward"  # runs whatever it is given
+        grads = inputs.pop(node, {} if settles else None)
         if grads is None:
             continue
         if hasattr(node, "variable"):
@@ -76,7 +78,8 @@ def gradients(loss: Tensor) -> list[tuple[Tensor, Tensor]]:
         apply = node.apply if isinstance(node, torch._C._FunctionBase) else node
         outs = apply(*(grads.get(i) for i in range(len(node._input_metadata))))
         outs = outs if isinstance(outs, tuple) else (outs,)
-        # What is no tensor, which functions of ours take last, has no node.
+        # What is no tensor has no node: what functions of ours take last, and the store.
+        outs = outs[1:] if settles else outs
         for (after, i), out in zip(node.next_functions, outs, strict=False):
             if after is None or out is None:
                 continue

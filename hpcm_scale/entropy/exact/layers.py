@@ -178,8 +178,9 @@ class ExactPConvRB(_Block):
 
     def _mix(self, rows: Tensor, around: Tensor, operand: Tensor, ones: bool) -> Tensor:
         count, channels = self._product.outputs, rows.shape[2]
-        # Made wide before there are nine of each.
-        around = around[..., :count].to(operand.dtype if ones else around.dtype)
+        around = around[..., :count]
+        if isinstance(self._product, Product) and operand.dtype == torch.float64:
+            around = around.double()  # before there are nine of each
         columns = patches(around.contiguous(), 3)
         spatial = requantize(self._product.multiply(columns.flatten(0, 1), operand))
         shape, dtype = (*rows.shape[:2], channels + ones), torch.float64 if ones else rows.dtype
