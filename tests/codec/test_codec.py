@@ -226,7 +226,7 @@ def test_transforms_in_pieces_give_what_they_give_whole(
         assert (x != x_pieces).mean() < 1e-3
 
 
-def test_analysis_in_bfloat16_changes_the_encoders_choices_alone(
+def test_analysis_in_bfloat16_changes_choices_alone(
     models: Path, codec: Codec, make_photo: Photo, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pixels = make_photo(256, 512)
