@@ -17,23 +17,57 @@ from hpcm_scale.scaling.sweeps import tuned_runs
 
 ROOT = Path(__file__).parents[2]
 RECORDS = ROOT / "configs" / "ladders" / "records" / "photos"
+PRINCIPAL = RECORDS.parent / "principal"
 STUDY = ROOT / "configs" / "ladders" / "STUDIES.md"
-SIZES = re.compile(r"w0\.(05|075|1|125|175|25)-s\d")
+SIZES = re.compile(r"w0\.(05|075|1|125|175|25|3)-s\d")
+
+
+def _fitted(records: Path, out: Path) -> tuple[dict, str, tuple[str, ...]]:
+    """The law of size of a ladder's records, what was said, and the largest size held out."""
+    runs = [str(path) for path in sorted(records.iterdir()) if SIZES.fullmatch(path.name)]
+    done = CliRunner().invoke(app, ["fit", *runs, "-o", str(out)])
+    assert done.exit_code == 0, done.output
+    (family,) = json.loads((out / "law.json").read_text())["families"]
+    said = " ".join(done.output.split())
+    held_out = re.search(
+        r"loss\(N\) held out: .*?others, (\S+) \((\S+) … (\S+)\); measured (\S+),", said
+    ).groups()
+    return family["size_laws"]["loss"]["variable_projection"], said, held_out
 
 
 def test_the_page_says_what_the_fit_of_the_records_says(tmp_path):
-    runs = [str(path) for path in sorted(RECORDS.iterdir()) if SIZES.fullmatch(path.name)]
-    done = CliRunner().invoke(app, ["fit", *runs, "-o", str(tmp_path)])
-    assert done.exit_code == 0, done.output
-    (family,) = json.loads((tmp_path / "law.json").read_text())["families"]
-    law = family["size_laws"]["loss"]["variable_projection"]["parameters"]
+    law, _, (predicted, low, high, measured) = _fitted(RECORDS, tmp_path)
     text = STUDY.read_text()
-    assert f"loss = {law['A']:.1f}·N^-{law['alpha']:.3f}" in text
-    said = " ".join(done.output.split())
-    predicted, low, high, measured = re.search(
-        r"loss\(N\) held out: .*?others, (\S+) \((\S+) … (\S+)\); measured (\S+),", said
-    ).groups()
+    found = law["parameters"]
+    assert f"loss = {found['A']:.1f}·N^-{found['alpha']:.3f}" in text
     assert f"{predicted} ({low} to {high}); measured {measured}" in text
+
+
+def test_the_second_ladder_s_law_is_the_page_s(tmp_path):
+    law, said, (predicted, low, high, measured) = _fitted(PRINCIPAL, tmp_path)
+    text = " ".join(STUDY.read_text().split())
+    found, intervals = law["parameters"], law["profile_intervals"]
+    assert "12 runs, 7 sizes (1.79e+05 to 6.198e+06)" in said
+    assert f"loss = {found['E']:.3f} + {found['A']:.1f}·N^-{found['alpha']:.3f}" in text
+    alpha, floor = (
+        f"{intervals[name]['low']:.3f} to {intervals[name]['high']:.3f}" for name in ("alpha", "E")
+    )
+    assert f"(exponent {alpha}, floor {floor})" in text
+    assert f"at {predicted} ({low} to {high}); measured {measured}" in text
+    off = 100 * (1 - float(predicted) / float(measured))
+    assert f"prediction is {off:.1f} % too low" in text
+    smaller = said[said.index("│ smaller") : said.index("│ others")]
+    errors = [float(each) for each in re.findall(r"([+-][\d.]+)% │ [\d.]+%", smaller)]
+    assert max(map(abs, errors[-3:])) < 3
+    runs = [read_run(path) for path in PRINCIPAL.glob("w0.*-s1") if path.name.count("-") == 1]
+    runs.sort(key=lambda run: -run.parameters["total"])
+    for step in (125, 250, 375, 500):
+        losses = [run.curve["loss"][run.curve["step"] == step].item() for run in runs]
+        assert losses == sorted(losses)
+    starts = [_validations(run.folder)[0] for run in runs[:3]]
+    assert {row["step"] for row in starts} == {0}
+    said = [f"{row['loss']:.3f} at" for row in reversed(starts)]
+    assert f"{said[0]} width 0.175, {said[1]} 0.25, {said[2]} 0.3" in text
 
 
 def test_the_order_of_sizes_settles_when_the_page_says():
@@ -63,7 +97,7 @@ def _validations(folder: Path) -> list[dict]:
 
 
 def test_the_second_recipe_ends_where_the_page_says():
-    records = RECORDS.parent / "principal"
+    records = PRINCIPAL
     text = " ".join(STUDY.read_text().split())
     first, runs = (
         [read_run(path) for path in sorted(folder.glob("w0.075-s?"))]
@@ -73,20 +107,26 @@ def test_the_second_recipe_ends_where_the_page_says():
     before = np.mean([run.final["loss"] for run in first])
     largest = read_run(RECORDS / "w0.25-s1").final["loss"]
     saved = 1 - ends.mean() / before
-    said = f"ends at {ends.mean():.3f} over four seeds, {100 * saved:.0f} % under the first "
-    assert len(ends) == 4
+    said = f"ends at {ends.mean():.3f} over six seeds, {100 * saved:.0f} % under the first "
+    assert len(ends) == 6
     assert said + f"recipe's {before:.3f}" in text
     assert ends.max() < largest
     assert f"4.3 M parameters at {largest:.3f}" in text
     starts = [row["loss"] for run in runs for row in _validations(run.folder) if row["step"] == 0]
-    assert f"{np.mean(starts):.3f} before the first step (three seeds" in text
+    assert f"{np.mean(starts):.3f} before the first step (five seeds" in text
     spread = np.std(ends, ddof=1) / ends.mean()
     assert f"deviation of {100 * spread:.2f} % of the loss" in text
     ladder = ROOT / "configs" / "ladders" / "principal.yaml"
+    said = "official .*?([+-][\\d.]+)%\\s+([+-][\\d.]+)% … ([+-][\\d.]+)%"
     command = ["ladder", "compare", str(ladder), "--records", str(records)]
-    compared = CliRunner().invoke(app, command, env={"COLUMNS": "200"}).output
-    difference = re.search(r"official .*?([+-][\d.]+)%\s+([+-][\d.]+)% … ([+-][\d.]+)%", compared)
-    assert f"{difference[1]} % ({difference[2]} % to {difference[3]} %)" in text
+    for options, wording in (
+        ((), "six pairs, {1} % ({2} % to {3} %)"),
+        (("--confidence", "0.9"), "(`--confidence 0.9`: {2} % to {3} %)"),
+    ):
+        shown = CliRunner().invoke(app, [*command, *options], env={"COLUMNS": "200"}).output
+        found = re.search(said, shown)
+        assert wording.format(*found.group(0, 1, 2, 3)) in text
+    assert max(abs(float(found[i])) for i in (2, 3)) < 0.3
 
 
 def test_the_page_says_which_learning_rates_were_best():
