@@ -75,7 +75,10 @@ def test_pixels_are_what_the_reference_computes(path: Path, grey: bool) -> None:
             assert np.array_equal(found, expected), (name, rate)
 
 
-@pytest.mark.parametrize("size", [(1, 1), (40, 300), (130, 257)])
+@pytest.mark.parametrize(
+    "size",
+    [(130, 257), *(pytest.param(size, marks=pytest.mark.long) for size in ((1, 1), (40, 300)))],
+)
 def test_every_engine_and_piece_gives_one_picture(
     path: Path, size: tuple[int, int], make_photo: Photo
 ) -> None:

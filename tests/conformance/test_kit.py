@@ -285,6 +285,12 @@ TORCH_SETTINGS = {
 }
 
 
+def some(settings: dict[str, dict[str, str]]) -> list[Any]:
+    """The first of them and the last, others only in the long run."""
+    first, *between, last = settings
+    return [first, *(pytest.param(name, marks=pytest.mark.long) for name in between), last]
+
+
 def _under(setting: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
     environment = os.environ | {"PYTHONPATH": str(FOLDER.parents[2])} | setting
     command = [sys.executable, "-m", *arguments]
@@ -293,7 +299,7 @@ def _under(setting: dict[str, str], *arguments: str) -> subprocess.CompletedProc
 
 @pytest.mark.slow
 @pytest.mark.distributed
-@pytest.mark.parametrize("setting", SETTINGS)
+@pytest.mark.parametrize("setting", some(SETTINGS))
 def test_numpy_conforms_under_other_settings(setting: str) -> None:
     """Whatever kernels OpenBLAS and NumPy choose, and with threads."""
     if setting == "AVX-512" and "avx512vl" not in Path("/proc/cpuinfo").read_text():
@@ -305,7 +311,7 @@ def test_numpy_conforms_under_other_settings(setting: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.distributed
-@pytest.mark.parametrize("setting", TORCH_SETTINGS)
+@pytest.mark.parametrize("setting", some(TORCH_SETTINGS))
 def test_torch_conforms_under_other_settings(setting: str) -> None:
     names = [case.name for case in CASES if case.pixels is not None]
     names += [case.name for case in PEER_CASES]

@@ -237,6 +237,7 @@ def test_a_cache_too_small_is_refused_before_the_run_starts(server, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.distributed
+@pytest.mark.long
 def test_processes_that_want_one_shard_at_once_fetch_it_once(dataset, server, tmp_path):
     """Twelve readers of one host, each a process, from a cache that starts empty."""
     data = config(server.url, tmp_path / "cache", workers=6)

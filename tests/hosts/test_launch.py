@@ -122,6 +122,7 @@ def test_a_failing_rank_of_another_host_ends_the_job(network: Network, dataset, 
     assert time.monotonic() - begun < 120  # guard.timeout is 600
 
 
+@pytest.mark.long
 def test_a_supervised_run_survives_lost_hosts_and_ranks(network: Network, dataset, tmp_path):
     a, b = network.hosts
     changes = ["steps=4000", "checkpoint.every=1", "validate_every=4000"]

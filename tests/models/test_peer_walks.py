@@ -81,7 +81,7 @@ def test_encoder_and_decoder_see_the_same_parameters(variant):
     assert all(torch.equal(a, b) for a, b in zip(encoder, decoder, strict=True))
 
 
-@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("checkpointing", [pytest.param(False, marks=pytest.mark.long), True])
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_training_reaches_every_parameter(variant, checkpointing):
     network = small(variant)
