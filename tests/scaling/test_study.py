@@ -171,3 +171,16 @@ def test_the_hours_of_the_peers_are_of_their_arithmetic():
         widths = (0.05, 0.075, 0.1, 0.15, 0.25)
         counted = sum(count_flops(model_config(variant, width), 256).train for width in widths)
         assert f"{name} {36_000 * counted / speed / 3600:.1f}" in text
+
+
+def test_the_table_of_architectures_is_that_of_the_records():
+    text = STUDY.read_text()
+    for width in ("0.05", "0.075", "0.1", "0.125", "0.175"):
+        hpcm, elic = (
+            read_run(RECORDS.parent / "families" / family / f"w{width}-s1")
+            for family in ("base", "elic")
+        )
+        cells = [
+            f"{r.parameters['total'] / 1e6:.2f} M, {r.final['loss']:.2f}" for r in (hpcm, elic)
+        ]
+        assert f"| {width} | {cells[0]} | {cells[1]} |" in text
