@@ -72,13 +72,15 @@ def test_a_run_on_disks_equals_one_in_memory(precision, on_disk, dataset, tmp_pa
     assert swapped
     assert {path.name for path in swapped} <= set(files)  # each with its checksum
 
-    said = train(tmp_path / "branch", dataset, f"deepspeed={on_disk}", resume=str(saved))
+    again = (f"deepspeed={on_disk}", *settings)
+    said = train(tmp_path / "branch", dataset, *again, resume=str(saved))
     assert said.startswith("0\n"), said
     # Adam's averages and count are as they were; a rounding differs with the buffer it falls in.
-    assert losses(tmp_path / "branch") == pytest.approx(disks[2:], rel=1e-6)
+    rel = 1e-5 if precision == "bf16" else 1e-6
+    assert losses(tmp_path / "branch") == pytest.approx(disks[2:], rel=rel)
 
     exported = export_run(tmp_path / "disks" / "small", tmp_path / "model.safetensors")
-    assert "as in training" in exported.check
+    assert ("in bf16" if precision == "bf16" else "as in training") in exported.check
 
     other = json.loads(on_disk.read_text())
     other["zero_optimization"]["sub_group_size"] = 6e5
@@ -87,11 +89,12 @@ def test_a_run_on_disks_equals_one_in_memory(precision, on_disk, dataset, tmp_pa
         tmp_path / "other",
         dataset,
         f"deepspeed={on_disk.with_name('other.json')}",
+        *settings,
         resume=str(saved),
     )
     assert said.startswith("2\n"), said
     assert "keep the sub_group_size" in said
-    said = train(tmp_path / "back", dataset, "deepspeed=zero3", resume=str(saved))
+    said = train(tmp_path / "back", dataset, "deepspeed=zero3", *settings, resume=str(saved))
     assert said.startswith("2\n"), said
     assert "its optimizer state was on disks; keep the run's `deepspeed`" in said
 
