@@ -92,11 +92,12 @@ def partitioned_at_init(config: dict[str, Any], enabled: bool) -> Iterator[None]
     What it leaves on `nn.Module` hides `__init_subclass__` from classes defined later, so that a
     generic one of them cannot be subscripted.
     """
+    own = "__init_subclass__" in vars(nn.Module)
     try:
         with deepspeed.zero.Init(config_dict_or_path=config, enabled=enabled):
             yield
     finally:
-        if "__init_subclass__" in vars(nn.Module):
+        if not own and "__init_subclass__" in vars(nn.Module):
             del nn.Module.__init_subclass__
 
 

@@ -56,6 +56,8 @@ def test_the_second_ladder_s_law_is_the_page_s(tmp_path):
     assert f"at {predicted} ({low} to {high}); measured {measured}" in text
     off = 100 * (1 - float(predicted) / float(measured))
     assert f"prediction is {off:.1f} % too low" in text
+    readme = " ".join((ROOT / "README.md").read_text().split())
+    assert f"the largest predicted from the others within {off:.1f} %" in readme
     smaller = said[said.index("│ smaller") : said.index("│ others")]
     errors = [float(each) for each in re.findall(r"([+-][\d.]+)% │ [\d.]+%", smaller)]
     assert max(map(abs, errors[-3:])) < 3
