@@ -23,6 +23,7 @@ import typer
 
 from hpcm_scale import __version__
 from hpcm_scale.errors import ArgumentError, ConfigError, HpcmError, missing_package, one_line
+from hpcm_scale.heap import keep_heap
 from hpcm_scale.units import GIB
 
 if TYPE_CHECKING:
@@ -134,6 +135,7 @@ def main() -> None:
     """Entry point: a user's error becomes one line on stderr and exit code 2."""
     # As Ctrl-C does, so that temporary files are removed on the way out.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    keep_heap()
     try:
         app()
     except BrokenPipeError:

@@ -12,6 +12,7 @@ from hpcm_scale.codec.coding_result import OnProgress, unheard
 from hpcm_scale.codec.engines.choose import Name, set_threads, threads_of
 from hpcm_scale.codec.file_jobs import PIPE, Job
 from hpcm_scale.errors import DataError, HpcmError, printable
+from hpcm_scale.heap import keep_heap
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -133,6 +134,7 @@ _worker: list[Work] = []
 def _begin(make: Callable[[], Work], engine: Name, threads: int) -> None:
     """Set a process up, before its first file."""
     logging.disable(logging.WARNING)  # notes were given by the first process
+    keep_heap()
     set_threads(engine, threads)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     _worker.append(make())

@@ -14,32 +14,35 @@ from torch.utils.flop_counter import register_flop_formula
 
 from hpcm_scale.models.torch_internals import (
     HAS_LINEAR_POINTWISE,
+    has_native_bf16,
     linear_add_pointwise,
     linear_pointwise,
-    onednn_conv1x1,
 )
 
 SLOPE = 0.01
 """Negative slope of every LeakyReLU (the published program's default)."""
 
-WGRAD_MIN_CHANNELS = 48
-"""Channels from which on oneDNN's weight gradients are faster than BLAS's, measured."""
+WGRAD_MIN_CHANNELS, WGRAD_MIN_PRODUCTS = 12, 1 << 22
+"""Channels and multiplications from which on oneDNN's weight gradients are faster than BLAS's in
+float32, measured."""
 
 
 def use_onednn(x: Tensor) -> bool:
     """Whether products of x are oneDNN's fused ones."""
+    if not HAS_LINEAR_POINTWISE or x.device.type != "cpu" or x.numel() == 0:
+        return False
+    suits = x.dtype == torch.float32 or (x.dtype == torch.bfloat16 and has_native_bf16())
     # torch.compile takes the operators for its own, with weights packed before.
-    suits = x.device.type == "cpu" and x.dtype == torch.float32 and x.numel() > 0
-    return HAS_LINEAR_POINTWISE and suits and not torch.compiler.is_compiling()
+    return suits and not torch.compiler.is_compiling()
 
 
 CONVOLUTION_POSITIONS = 4096
 """Positions up to which a training step's 1×1 convolutions on a CPU are torch's own: one operation
 a way where a product over rows takes a dozen, two or three times as fast for few channels. Of more
 positions, products over some at a time are as fast."""
-ONEDNN_CHANNELS = 96
-"""Channels from which on oneDNN's 1×1 convolutions are faster than the BLAS product that torch
-takes for them on one thread, measured."""
+CONVOLUTION_PRODUCTS = 5 << 19
+"""Multiplications from which on oneDNN's 1×1 convolutions are faster than the BLAS product that
+torch takes for them on one thread, measured."""
 
 
 def use_convolution(x: Tensor) -> bool:
@@ -53,9 +56,10 @@ def use_convolution(x: Tensor) -> bool:
 
 def convolution(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """1×1 convolution of x (B, I, H, W) by weight (O, I, 1, 1), with its gradient."""
-    if min(weight.shape[:2]) >= ONEDNN_CHANNELS:
-        return onednn_conv1x1(x, weight, bias)
-    return F.conv2d(x, weight, bias)
+    # On one thread torch gives oneDNN those that are dilated, forward and backward. A kernel of one
+    # position stays what it is.
+    is_large = x.numel() * len(weight) >= CONVOLUTION_PRODUCTS
+    return F.conv2d(x, weight, bias, dilation=2 if is_large else 1)
 
 
 def linear_nograd(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -87,8 +91,12 @@ def weight_gradient(grad: Tensor, x: Tensor) -> Tensor:
 
     For others oneDNN has only its reference loops, a hundred times slower.
     """
+    if grad.shape[1] > x.shape[1] and x.device.type == "cpu":
+        return weight_gradient(x, grad).t()  # up to five times as fast
     # oneDNN first copies both to turn them over, which only large products repay.
-    if use_onednn(x) and min(grad.shape[1], x.shape[1]) >= WGRAD_MIN_CHANNELS:
+    is_large = grad.numel() * x.shape[1] >= WGRAD_MIN_PRODUCTS
+    is_large = is_large and grad.shape[1] >= WGRAD_MIN_CHANNELS
+    if is_large and x.dtype == torch.float32 and use_onednn(x):
         return linear_pointwise(grad.t(), x.t(), None, "none", [])
     return grad.t() @ x
 
@@ -102,11 +110,8 @@ class WeightGradient:
 
     def add(self, grad: Tensor, x: Tensor) -> None:
         """Take in rows: grad (n, O) and x (n, I), both contiguous."""
-        small = min(grad.shape[1], x.shape[1]) < WGRAD_MIN_CHANNELS
         if self.sum is None:
             self.sum = weight_gradient(grad, x)
-        elif self.sum.dtype == x.dtype == torch.float32 and small:
-            self.sum.addmm_(grad.t(), x)
         else:
             # Sums over many parts: half precision would lose the later ones.
             wide = self.sum.to(torch.promote_types(self.dtype, torch.float32))

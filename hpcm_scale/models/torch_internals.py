@@ -5,6 +5,7 @@ of training are in training/deepspeed_internals.py.
 """
 
 from collections.abc import Callable
+from functools import cache
 from typing import cast
 
 import torch
@@ -14,7 +15,6 @@ from torch import Tensor
 NAMES = (
     "torch.ops.mkldnn._linear_pointwise",
     "torch.ops.mkldnn._is_mkldnn_bf16_supported",
-    "torch.mkldnn_convolution",
     "torch._int_mm",
     "torch.cpu._is_vnni_supported",
     "torch.cpu._is_avx512_bf16_supported",
@@ -39,16 +39,6 @@ def linear_pointwise(
 def linear_add_pointwise(x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """residual + x Wᵀ + b by oneDNN: rows x (n, I), residual (n, O) -> (n, O)."""
     return torch.ops.mkldnn._linear_pointwise.binary(x, residual, weight, bias, "add")
-
-
-_mkldnn_convolution = getattr(torch, "mkldnn_convolution", None)
-
-
-def onednn_conv1x1(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """1×1 convolution by oneDNN, with its gradient: x (B, I, H, W), weight (O, I, 1, 1)."""
-    if _mkldnn_convolution is None:
-        return F.conv2d(x, weight, bias)
-    return _mkldnn_convolution(x, weight, bias, (0, 0), (1, 1), (1, 1), 1)
 
 
 _int_mm = cast(Callable[[Tensor, Tensor], Tensor], getattr(torch, "_int_mm", None))
@@ -80,6 +70,7 @@ def has_vnni() -> bool:
     return _int_mm is not None and getattr(torch.cpu, "_is_vnni_supported", lambda: False)()
 
 
+@cache
 def has_native_bf16() -> bool:
     """Whether the processor multiplies bfloat16 itself (AVX512-BF16 or AMX) and oneDNN may use it.
 

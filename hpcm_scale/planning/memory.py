@@ -14,12 +14,13 @@ import torch
 
 from hpcm_scale.config import ModelConfig
 from hpcm_scale.config.strict import cached
+from hpcm_scale.heap import HEAP_BOUNDARY, TIGHT_HEAP_BOUNDARY
 from hpcm_scale.models import delayed_gradients, linear
 from hpcm_scale.models.blocks import residual
 from hpcm_scale.models.codec_network import noise_shapes
 from hpcm_scale.models.storage_tracker import StorageTracker
 from hpcm_scale.models.zoo import build
-from hpcm_scale.training.zero_layout import TIGHT_HEAP_BOUNDARY, UPDATED_AT_ONCE, ZeroLayout
+from hpcm_scale.training.zero_layout import UPDATED_AT_ONCE, ZeroLayout
 from hpcm_scale.units import GIB, MIB
 
 FP32, BF16 = 4, 2
@@ -35,10 +36,8 @@ FRAMEWORK_ACCELERATOR = 3 * GIB // 2
 """CUDA context, kernels and NCCL's channels on a GPU: assumed, not measured."""
 ALL_REDUCE_ELEMENTS = 500_000_000
 """Gradients that DeepSpeed's stage 0 copies together to reduce them."""
-HEAP_BOUNDARY = 32 * MIB
-"""Blocks from here on are mapped one by one and go back when freed; glibc's heap has the others."""
 HEAP_WASTE, HEAP_CHURN = 0.05, 1.0
-"""What that heap holds over what is alive in it, as shares of all and of what the passes free:
+"""What glibc's heap holds over what is alive in it, as shares of all and of what the passes free:
 blocks of all sizes leave gaps. Measured with FRAMEWORK_CPU, for Base at widths 0.1 to 0.5; with
 checkpointing the heap still grows by a tenth over the first ten steps. A fixed M_MMAP_THRESHOLD of
 256 KiB to 4 MiB gives most of it back and costs 15 to 70 % of the speed."""

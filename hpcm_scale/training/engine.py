@@ -1,6 +1,5 @@
 """From a run's configuration to a DeepSpeed engine on every rank."""
 
-import ctypes
 import json
 import os
 import sys
@@ -17,6 +16,7 @@ from torch import nn
 
 from hpcm_scale.config import ModelConfig, RunConfig, configs_folder
 from hpcm_scale.errors import ConfigError
+from hpcm_scale.heap import settle_heap
 from hpcm_scale.models.blocks.bottleneck import Bottleneck
 from hpcm_scale.models.blocks.residual import PConvRB
 from hpcm_scale.models.blocks.sampling import ResidualBlock
@@ -43,15 +43,13 @@ from hpcm_scale.training.rendezvous import (
 )
 from hpcm_scale.training.single_precision import set_tf32
 from hpcm_scale.training.start import principal_network
-from hpcm_scale.training.zero_layout import TIGHT_HEAP_BOUNDARY, UPDATED_AT_ONCE
+from hpcm_scale.training.zero_layout import UPDATED_AT_ONCE
 from hpcm_scale.units import peak_rss
 from hpcm_scale.weights.model_file import load_model
 
 LEAVES = (PConvRB, Bottleneck, ResidualBlock)
 """Blocks that ZeRO-3 gathers and releases as one, for a third of the collectives and hooks. None of
 a shared net: DeepSpeed 0.19 reduces a leaf's gradients at its every use."""
-M_MMAP_THRESHOLD = -3
-"""glibc's number of that parameter of mallopt."""
 
 
 def accelerator() -> Any:
@@ -277,7 +275,7 @@ def build_engine(
     kinds = {type(module) for module in network.modules()}
     if leaves := [kind for kind in LEAVES if kind in kinds]:  # it refuses kinds that are not there
         deepspeed.utils.set_z3_leaf_modules(network, leaves)
-    _settle_heap(_device(config, "offload_optimizer") == "nvme")
+    settle_heap(_device(config, "offload_optimizer") == "nvme")
     if not network.repeats_modules:
         # DeepSpeed looks for the next use of a module through all that follow, for every module.
         config["zero_optimization"].setdefault("stage3_max_reuse_distance", 0)
@@ -301,23 +299,6 @@ def compile_leaves(network: nn.Module, backend: str = "inductor") -> None:
         if isinstance(module, LEAVES):
             block: Any = module  # which has a signature of its own
             block.forward = partial(call, block.forward)
-
-
-def _settle_heap(tight: bool) -> None:
-    """Give freed memory back to the system, where the C library is glibc.
-
-    A network that is built, cut up and given away parameter by parameter leaves gaps of its whole
-    size in the heap.
-
-    Args:
-        tight: also map larger blocks one by one from now on, so that those go back when freed.
-    """
-    libc = ctypes.CDLL(None)
-    if not hasattr(libc, "malloc_trim"):
-        return
-    if tight:
-        libc.mallopt(M_MMAP_THRESHOLD, TIGHT_HEAP_BOUNDARY)
-    libc.malloc_trim(0)
 
 
 def _start_from(network: CodecNetwork, path: Path) -> None:

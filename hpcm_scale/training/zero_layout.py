@@ -4,12 +4,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from hpcm_scale.units import MIB
-
-TIGHT_HEAP_BOUNDARY = 4 * MIB
-"""The boundary that a run takes whose optimizer state is on disks (engine.py). A step of 1B on one
-rank of launch/one_billion.sh then peaks at 6.0 instead of 8.7 GiB, at the same speed."""
-
 UPDATED_AT_ONCE = 4_000_000
 """Parameters up to which stage 0 on a CPU updates all tensors together (torch's foreach, the same
 bits): hundreds of small tensors take longer to call for than to update. It makes temporaries of all

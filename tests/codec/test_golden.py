@@ -14,8 +14,8 @@ from PIL import Image
 from torch import Tensor
 
 from hpcm_scale.codec import container
-from hpcm_scale.entropy.exact import layers as layers_module
 from hpcm_scale.entropy.exact import narrow as narrow_module
+from hpcm_scale.entropy.exact import neighbourhoods as neighbourhoods_module
 from hpcm_scale.entropy.exact import product as product_module
 from hpcm_scale.entropy.exact.parameters import ExactParameters
 from tests.codec.conftest import synthesise_in_pieces
@@ -50,7 +50,7 @@ def test_however_products_are_computed(
     for module in (product_module, narrow_module):
         monkeypatch.setattr(module, "multiplies_bytes", lambda _: in_bytes)
     monkeypatch.setattr(product_module, "LEAST_CHANNELS", 1)
-    monkeypatch.setattr(layers_module, "ELEMENTS", elements)
+    monkeypatch.setattr(neighbourhoods_module, "ELEMENTS", elements)
     _check("whole")
     _check("narrow")
 

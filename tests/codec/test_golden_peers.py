@@ -8,8 +8,8 @@ import torch
 
 from hpcm_scale.codec import container
 from hpcm_scale.codec.codec import Codec
-from hpcm_scale.entropy.exact import layers as layers_module
 from hpcm_scale.entropy.exact import narrow as narrow_module
+from hpcm_scale.entropy.exact import neighbourhoods as neighbourhoods_module
 from hpcm_scale.entropy.exact import product as product_module
 from hpcm_scale.weights.model_file import save_model
 from tests.codec.conftest import photo
@@ -37,7 +37,7 @@ def test_peers_do_however_products_are_computed(
         pytest.skip("this processor does not multiply bytes exactly (no AVX-512 VNNI)")
     for module in (product_module, narrow_module):
         monkeypatch.setattr(module, "multiplies_bytes", lambda _: in_bytes)
-    monkeypatch.setattr(layers_module, "ELEMENTS", elements)
+    monkeypatch.setattr(neighbourhoods_module, "ELEMENTS", elements)
     assert {variant: digests(variant) for variant in PEERS} == EXPECTED
 
 

@@ -18,6 +18,8 @@ from hpcm_scale.entropy.exact import narrow as narrow_module
 from hpcm_scale.entropy.exact import product as product_module
 from hpcm_scale.entropy.exact.arithmetic import ORIGINAL, Arithmetic
 from hpcm_scale.entropy.exact.integer_weights import Addend, IntegerWeights
+from hpcm_scale.entropy.exact.narrow import NarrowProduct
+from hpcm_scale.entropy.exact.neighbourhoods import neighbours
 from hpcm_scale.entropy.exact.parameters import ExactParameters, exact_network
 from hpcm_scale.entropy.exact.product import Product
 from hpcm_scale.entropy.exact.softmax import powers_of_two
@@ -219,6 +221,38 @@ def test_no_accepted_layer_leaves_its_bound_on_any_input(data: st.DataObject) ->
         out = product.multiply(rows_in, operand)
         assert out.dtype == torch.float64
         assert [Fraction(v) for v in out.flatten().tolist()] == list(expected.flat)
+
+
+@pytest.mark.parametrize("inputs", [300, 1100])
+def test_digits_add_up_at_their_largest(inputs: int) -> None:
+    """Also where their products, of a thousand inputs at their limit, need more than 32 bits."""
+    weight = torch.full((2, inputs), 8191 / 8192)
+    weight[1] = -weight[1]
+    product = Product(weight, torch.zeros(2), "layer")
+    a = torch.tensor([32639.0, -32639.0])[:, None].repeat(1, inputs)
+    expected = a.double() @ torch.round(weight * 8192).double().T / 8192
+    for operand in _operands(product):
+        assert torch.equal(product.multiply(a, operand), expected)
+
+
+@pytest.mark.parametrize("largest", [100, 32639, 40000, L])
+@pytest.mark.parametrize("kind", [Product, NarrowProduct])
+def test_patches_are_multiplied_as_their_rows_are(
+    kind: type[Product | NarrowProduct], largest: int
+) -> None:
+    torch.manual_seed(largest)
+    product = kind(torch.randn(5, 9 * 4), torch.randn(5), "layer")
+    around = torch.randint(-largest, largest + 1, (6, 7, 4)).float()
+    around[2, 3, 1] = largest
+    rows = torch.cat(list(neighbours(around)), dim=-1).flatten(0, 1)
+    if isinstance(product, Product):
+        in_floats, *in_bytes = _operands(product)
+    else:
+        bytes_too = product_module.multiplies_bytes(torch.device("cpu"))
+        in_floats, in_bytes = product._weight.double(), [product._weight] * bytes_too
+    expected = product.multiply(rows, in_floats)
+    for operand in (in_floats, *in_bytes):
+        assert torch.equal(product.multiply_patches(around, 3, operand), expected)
 
 
 def _operands(product: Product) -> list[Tensor]:

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from hpcm_scale.entropy.exact.grid import GRID, requantize
 from hpcm_scale.entropy.exact.kernels import ORIGINAL_KERNELS, Kernels
-from hpcm_scale.entropy.exact.layers import strips
+from hpcm_scale.entropy.exact.neighbourhoods import strips
 from hpcm_scale.entropy.exact.softmax import (
     LARGEST_DROP,
     WEIGHT_BITS,

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from hpcm_scale.entropy.exact.grid import LIMIT, requantize
 from hpcm_scale.entropy.exact.kernels import ORIGINAL_KERNELS, Kernels
-from hpcm_scale.entropy.exact.layers import bordered, neighbours, strips
+from hpcm_scale.entropy.exact.neighbourhoods import bordered, neighbours, strips
 from hpcm_scale.errors import CheckpointError
 from hpcm_scale.models.blocks.checkerboard_context import CheckerboardConv
 
@@ -37,18 +37,13 @@ class _Taps(nn.Module):
         out = v.new_empty(*v.shape[:3], self._product.outputs)
         operand = self._product.operand()
         for part in strips(v, taps=(2 * self._reach + 1) ** 2):
-            columns = torch.cat(list(self._views(v, part)), dim=-1)
-            out[part] = self._settled(columns, operand)
+            around = self._around(v, part)
+            sums = self._product.multiply_patches(around, 2 * self._reach + 1, operand)
+            out[part] = requantize(sums).view(out[part].shape)
         return out
 
-    def _views(self, v: Tensor, part: tuple[int, slice]) -> list[Tensor]:
-        around = bordered(v.clamp(-LIMIT, LIMIT), part, self._reach)
-        return list(neighbours(around, self._reach))
-
-    def _settled(self, columns: Tensor, operand: Tensor) -> Tensor:
-        """Neighbourhoods (r, W, taps²·I) -> (r, W, O)."""
-        rows = requantize(self._product.multiply(columns.flatten(0, 1), operand))
-        return rows.view(*columns.shape[:2], -1)
+    def _around(self, v: Tensor, part: tuple[int, slice]) -> Tensor:
+        return bordered(v, part, self._reach).clamp_(-LIMIT, LIMIT)
 
 
 class ExactConv(_Taps):
@@ -165,9 +160,10 @@ class ExactCheckerboardConv(_Taps):
         out = v.new_empty(b, h, w // 2, self._product.outputs)
         operand = self._product.operand()
         for i, rows in strips(v, multiple=2, taps=(2 * self._reach + 1) ** 2):
-            views = self._views(v, (i, rows))
+            views = list(neighbours(self._around(v, (i, rows)), self._reach))
             for row in range(2):
                 column = (1 - self._anchors - row) % 2
                 columns = torch.cat([view[row::2, column::2] for view in views], dim=-1)
-                out[i, rows.start + row : rows.stop : 2] = self._settled(columns, operand)
+                settled = requantize(self._product.multiply(columns.flatten(0, 1), operand))
+                out[i, rows.start + row : rows.stop : 2] = settled.view(*columns.shape[:2], -1)
         return out.permute(0, 3, 1, 2)

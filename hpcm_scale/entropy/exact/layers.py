@@ -4,7 +4,6 @@ Every layer works on some image rows at a time, which stay in the processor's ca
 """
 
 import math
-from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
@@ -17,13 +16,11 @@ from hpcm_scale.entropy.exact.integer_weights import (
     Addend,
 )
 from hpcm_scale.entropy.exact.kernels import ORIGINAL_KERNELS, Kernels
+from hpcm_scale.entropy.exact.neighbourhoods import bordered, largest_of, neighbours, strips
 from hpcm_scale.entropy.exact.product import Product
 from hpcm_scale.models.blocks.resampling import Conv1x1, Up2x2
 from hpcm_scale.models.blocks.residual import DWConvRB, PConvRB, ResidualPair
 from hpcm_scale.models.context import ContextStep
-
-ELEMENTS = 384 * 1024
-"""Positions times channels that a layer handles at a time, about."""
 
 
 class ExactLinear(nn.Module):
@@ -69,11 +66,15 @@ class ExactUp(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, I, h, w) -> (B, O, 2h, 2w)."""
-        b, c, h, w = x.shape
-        rows = x.permute(0, 2, 3, 1).reshape(-1, c)
-        out = requantize(self._product.multiply(rows, self._product.operand())).to(x.dtype)
-        blocks = out.view(b, h, w, 2, 2, -1).transpose(2, 3)
-        return blocks.reshape(b, 2 * h, 2 * w, -1).permute(0, 3, 1, 2)
+        v = x.permute(0, 2, 3, 1)
+        b, h, w, _ = v.shape
+        out = v.new_empty(b, h, 2, w, 2, self._product.outputs // 4)
+        operand = self._product.operand()
+        for part in strips(v, taps=math.ceil(self._product.outputs / v.shape[3])):
+            rows = v[part]
+            settled = requantize(self._product.multiply(rows.flatten(0, 1), operand))
+            out[part] = settled.view(*rows.shape[:2], 2, 2, -1).transpose(1, 2)
+        return out.view(b, 2 * h, 2 * w, -1).permute(0, 3, 1, 2)
 
 
 class _Pair:
@@ -101,14 +102,15 @@ class _Pair:
     def __call__(self, x: Tensor, h: Tensor, operands: tuple[Tensor, Tensor]) -> Tensor:
         """x (R, C), h (R, C) or, with ones, (R, C + 1) -> (R, C), settled."""
         expand, project = self._expand, self._project
-        hidden = expand.multiply(h, operands[0])
-        F.leaky_relu_(hidden, SLOPE_NUMERATOR / SLOPE_DENOMINATOR)
         most = most_total = math.inf
+        largest = None
         if isinstance(expand, Product) and isinstance(project, Product) and x.device.type == "cpu":
             # Most inputs are so small that no sum can reach what is clamped.
-            most = expand.largest_sum(largest_of(h))
+            largest = largest_of(h)
+            most = expand.largest_sum(largest)
             most_total = project.largest_sum(most) + largest_of(x)
-        hidden = requantize(hidden, most)
+        hidden = expand.multiply(h, operands[0], largest)
+        hidden = requantize(F.leaky_relu_(hidden, SLOPE_NUMERATOR / SLOPE_DENOMINATOR), most)
         return requantize(project.multiply(hidden, operands[1]).add_(x), most_total)
 
 
@@ -178,11 +180,8 @@ class ExactPConvRB(_Block):
 
     def _mix(self, rows: Tensor, around: Tensor, operand: Tensor, ones: bool) -> Tensor:
         count, channels = self._product.outputs, rows.shape[2]
-        around = around[..., :count]
-        if isinstance(self._product, Product) and operand.dtype == torch.float64:
-            around = around.double()  # before there are nine of each
-        columns = patches(around.contiguous(), 3)
-        spatial = requantize(self._product.multiply(columns.flatten(0, 1), operand))
+        around = around[..., :count].contiguous()
+        spatial = requantize(self._product.multiply_patches(around, 3, operand))
         shape, dtype = (*rows.shape[:2], channels + ones), torch.float64 if ones else rows.dtype
         out = torch.empty(shape, dtype=dtype, device=rows.device)
         out[..., :count] = spatial.view(*rows.shape[:2], count)
@@ -238,50 +237,3 @@ class ExactQuadtreeStep(nn.Module):
 def _with_latents(context: Tensor, y_hat: Tensor) -> Tensor:
     """Input of an adaptor. ŷ is not bounded by the grid as activations are."""
     return torch.cat([context, y_hat.clamp(-LIMIT, LIMIT)], dim=1)
-
-
-def largest_of(x: Tensor) -> float:
-    """The largest magnitude in a tensor that is not empty."""
-    low, high = torch.aminmax(x)
-    return max(-float(low), float(high))
-
-
-def strips(v: Tensor, multiple: int = 1, taps: int = 1) -> Iterator[tuple[int, slice]]:
-    """Indices of some image rows of (B, H, W, C) at a time, a multiple of `multiple`, in order.
-
-    Args:
-        taps: positions whose channels are put side by side for every position.
-    """
-    b, h, w, c = v.shape
-    count = max(1, ELEMENTS // (w * c * taps * multiple)) * multiple
-    for i in range(b):
-        for top in range(0, h, count):
-            yield i, slice(top, min(top + count, h))
-
-
-def bordered(v: Tensor, part: tuple[int, slice], reach: int = 1) -> Tensor:
-    """Image rows of (B, H, W, C) with `reach` positions around them, zeros outside."""
-    i, rows = part
-    h, w, c = v.shape[1:]
-    height = rows.stop - rows.start + 2 * reach
-    out = v.new_zeros(height, w + 2 * reach, c)
-    first, last = max(rows.start - reach, 0), min(rows.stop + reach, h)
-    start = first - (rows.start - reach)
-    out[start : start + last - first, reach : reach + w] = v[i, first:last]
-    return out
-
-
-def patches(around: Tensor, side: int) -> Tensor:
-    """What `bordered` gives, contiguous -> all that each position meets: (r, W, side²·C)."""
-    height, w, c = around.shape
-    shape = (height - side + 1, w - side + 1, side, side * c)
-    # A kernel's row of channels is one run of memory.
-    return around.as_strided(shape, (w * c, c, w * c, 1)).flatten(2)
-
-
-def neighbours(around: Tensor, reach: int = 1) -> Iterator[Tensor]:
-    """What `bordered` gives -> the (r, W, C) that each tap of a kernel meets, row by row."""
-    r, w = around.shape[0] - 2 * reach, around.shape[1] - 2 * reach
-    for dy in range(2 * reach + 1):
-        for dx in range(2 * reach + 1):
-            yield around[dy : dy + r, dx : dx + w]

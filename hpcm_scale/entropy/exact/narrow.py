@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hpcm_scale.entropy.exact.integer_weights import NOTHING, Addend
+from hpcm_scale.entropy.exact.neighbourhoods import largest_of, patches
 from hpcm_scale.entropy.exact.product import (
     LARGEST_INPUTS,
     Views,
@@ -62,19 +63,40 @@ class NarrowProduct:
             return self._weight
         return self._weight.to(torch.float32 if self._float_is_exact else torch.float64)
 
-    def multiply(self, rows: Tensor, operand: Tensor) -> Tensor:
-        """The product of `rows` (R, K), float32 or float64."""
-        return self.sums(rows, operand).mul_(self._unit).add_(self._bias)
+    def multiply(self, rows: Tensor, operand: Tensor, largest: float | None = None) -> Tensor:
+        """The product of `rows` (R, K), float32 or float64.
+
+        Args:
+            largest: magnitude in `rows`, if it is known.
+        """
+        return self._settled(self.sums(rows, operand, largest))
+
+    def multiply_patches(self, around: Tensor, side: int, operand: Tensor) -> Tensor:
+        """The product of what the positions of some image rows meet: (r·W, O).
+
+        Args:
+            around: as `patches` takes it.
+        """
+        largest = largest_of(around)
+        if operand.dtype != torch.int8 or largest > TWO_DIGIT_MAX:
+            return self.multiply(patches(around, side), operand, largest)
+        digits = around.new_empty(2, *around.shape, dtype=torch.int8)
+        split_digits(around, digits[0], digits[1])
+        return self._settled(self._in_bytes(patches(digits, side).flatten(0, 1), operand, largest))
+
+    def _settled(self, sums: Tensor) -> Tensor:
+        return sums.mul_(self._unit).add_(self._bias)
 
     @property
     def _float_is_exact(self) -> bool:
         # Some matrix units of GPUs round their inputs.
         return len(self._weight) <= FLOAT_INPUTS and self._weight.device.type == "cpu"
 
-    def sums(self, rows: Tensor, operand: Tensor) -> Tensor:
-        """Σ W·a of `rows`, each rounded to float32 once: (R, O)."""
+    def sums(self, rows: Tensor, operand: Tensor, largest: float | None = None) -> Tensor:
+        """Σ W·a of `rows`, each rounded to float32 once: (R, O); arguments as of `multiply`."""
         rows = rows.float()
-        largest = int(max(map(abs, torch.aminmax(rows)))) if rows.numel() else 0
+        if largest is None:
+            largest = largest_of(rows) if rows.numel() else 0.0
         if operand.dtype == torch.float64 or largest > TWO_DIGIT_MAX:
             return (rows.double() @ operand.double()).float()
         count, inputs = rows.shape
@@ -85,7 +107,11 @@ class NarrowProduct:
         if not in_bytes:
             high, low = (digits @ operand).split(count)
             return low.add_(high, alpha=BYTE)  # a power of two: rounded once
-        high, low = int_mm(digits, operand).split(count)
+        return self._in_bytes(digits, operand, largest)
+
+    def _in_bytes(self, digits: Tensor, operand: Tensor, largest: float) -> Tensor:
+        """Sums (R, O) of activations' digits (2R, K) int8, the high ones first."""
+        high, low = int_mm(digits, operand).chunk(2)
         if largest * self._reach < 1 << 31:
             return low.add_(high, alpha=BYTE).float()
         return low.double().add_(high, alpha=BYTE).float()
@@ -109,7 +135,7 @@ class NarrowDepthwise:
 
     def sums(self, around: Tensor, views: Views, taps: Tensor) -> Tensor:
         """Sums as `Depthwise.sums` gives them."""
-        largest = int(max(map(abs, torch.aminmax(around))))
+        largest = int(largest_of(around))
         whole = self._in_floats(around, largest)
         if whole is None:
             fits = largest * self._reach < 1 << 31

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from hpcm_scale.entropy.exact.integer_weights import NOTHING, Addend, IntegerWeights
+from hpcm_scale.entropy.exact.neighbourhoods import largest_of, patches
 from hpcm_scale.entropy.exact.scaled_weights import BYTE, TWO_DIGIT_MAX
 from hpcm_scale.models.torch_internals import has_byte_products, has_vnni, int_mm
 
@@ -29,7 +30,7 @@ TRIAL = 4096
 """Bytes of each sum that is tried before byte products are relied on."""
 OUTPUTS = 256
 """Output channels whose weights are made integers at a time."""
-LEAST_CHANNELS = 384
+LEAST_CHANNELS = 24
 """Of fewer inputs or outputs, sums are quicker in float64 on a CPU than in bytes: taking digits
 apart and putting sums together costs more than is won."""
 
@@ -71,6 +72,10 @@ class Product:
             biases[part] = integers.bias * units[part]
             reaches[part] = np.abs(integers.weight).sum(axis=1) * units[part]
         self._reach, self._offset = float(reaches.max()), float(np.abs(biases).max())
+        # What products of digits come to at most, of inputs of two digits.
+        high, low = (np.abs(part, dtype=np.int64).sum(0) for part in np.split(digits, 3)[1:])
+        most = BYTE // 2 * (BYTE * high + high + 2 * low)
+        self._adds_up_in_32_bits = int(most.max()) < 1 << 31
         self._digits, self._unit, self._bias = (
             torch.from_numpy(array).to(weight.device) for array in (digits, units, biases)
         )
@@ -101,16 +106,79 @@ class Product:
             part.copy_(digits[0]).mul_(DIGIT).add_(digits[1]).mul_(self._unit)
         return whole
 
-    def multiply(self, rows: Tensor, operand: Tensor) -> Tensor:
+    def multiply(self, rows: Tensor, operand: Tensor, largest: float | None = None) -> Tensor:
         """The product of `rows`, float32 or float64: (R, K), or (R, K + 1) with ones in the last.
 
         Ones are for operands in float64, and spare it adding the bias.
+
+        Args:
+            largest: magnitude in `rows`, if it is known.
         """
         if operand.dtype == torch.int8:
-            return _in_bytes(rows, operand).mul_(self._unit).add_(self._bias)
+            largest = largest_of(rows) if largest is None else largest
+            return self._settled(self._in_bytes(rows.float(), operand, largest))
         if rows.shape[1] == len(operand):
             return rows.double() @ operand
         return torch.addmm(self._bias, rows.double(), operand[:-1])
+
+    def multiply_patches(self, around: Tensor, side: int, operand: Tensor) -> Tensor:
+        """The product of what the positions of some image rows meet: (r·W, O).
+
+        Args:
+            around: as `patches` takes it.
+        """
+        if operand.dtype != torch.int8:
+            # In float64 before there are side² of each.
+            return self.multiply(patches(around.double(), side), operand)
+        largest = largest_of(around)
+        if largest > TWO_DIGIT_MAX:
+            return self.multiply(patches(around, side), operand, largest)
+        digits = around.new_empty(2, *around.shape, dtype=torch.int8)
+        split_digits(around, digits[0], digits[1])
+        return self._settled(self._sums(torch.cat(patches(digits, side).unbind(), 1), operand))
+
+    def _settled(self, sums: Tensor) -> Tensor:
+        """Sums of integers (R, O), overwritten, as products in grid points."""
+        # All of it is exact, so it does not matter whether the two are rounded as one.
+        return torch.addcmul(self._bias, sums, self._unit, out=sums)
+
+    def _in_bytes(self, rows: Tensor, digits: Tensor, largest: float) -> Tensor:
+        """Sums of rows (R, K), float32, times integer weights by their digits: (R, O) in float64.
+
+        Args:
+            digits: (3K, O) int8: twice the weights' low digits, the high ones, the low ones.
+            largest: magnitude in `rows`.
+        """
+        k = rows.shape[1]
+        wide, top = None, None
+        if largest > TWO_DIGIT_MAX:
+            # Few channels have values that large, and only they need a third digit.
+            wide = (rows.abs() > TWO_DIGIT_MAX).any(0).nonzero().flatten()
+            top = rows[:, wide].mul_(1 / TOP).round_()
+            rows = rows.index_add(1, wide, top, alpha=-TOP)
+        pair = torch.empty(len(rows), 2 * k, dtype=torch.int8, device=rows.device)
+        split_digits(rows, pair[:, :k], pair[:, k:])
+        out = self._sums(pair, digits)
+        if wide is not None and top is not None:
+            _, high_weights, low_weights = digits.chunk(3)
+            top = top.to(torch.int8)
+            more = int_mm(top, high_weights[wide]).double()
+            more = int_mm(top, low_weights[wide]).double().add_(more, alpha=DIGIT)
+            out.add_(more, alpha=TOP)
+        return out
+
+    def _sums(self, pair: Tensor, digits: Tensor) -> Tensor:
+        """Sums (R, O) in float64 of activations' digits (R, 2K) int8, the high ones first."""
+        k = pair.shape[1] // 2
+        _, high_weights, low_weights = digits.chunk(3)
+        # In place where it can be: fresh memory costs more than the arithmetic.
+        # high·high, then high·low + low·high (of which the former weighs double), then low·low.
+        top, middle = int_mm(pair[:, :k], high_weights), int_mm(pair, digits[: 2 * k])
+        if self._adds_up_in_32_bits:
+            out = middle.add_(top, alpha=BYTE).double()
+        else:
+            out = middle.double().add_(top.double(), alpha=BYTE)
+        return int_mm(pair[:, k:], low_weights).double().add_(out, alpha=DIGIT)
 
 
 class Depthwise:
@@ -152,36 +220,6 @@ def split_digits(rows: Tensor, high: Tensor, low: Tensor) -> None:
     # The lower byte of a two's complement number is that digit.
     low.copy_(integers.to(torch.int8))
     high.copy_(integers.add_(BYTE // 2).bitwise_right_shift_(8))
-
-
-def _in_bytes(rows: Tensor, digits: Tensor) -> Tensor:
-    """Rows (R, K) of grid integers times weights (K, O) by their digits: (R, O) in float64.
-
-    Args:
-        digits: (3K, O) int8: twice the weights' low digits, the high ones, the low ones.
-    """
-    k = rows.shape[1]
-    _, high_weights, low_weights = digits.chunk(3)
-    # Single precision holds the integers exactly, and is the quickest to round.
-    rest, wide, top = rows.float(), None, None
-    if max(map(abs, torch.aminmax(rest))) > TWO_DIGIT_MAX:
-        # Few channels have values that large, and only they need a third digit.
-        wide = (rest.abs() > TWO_DIGIT_MAX).any(0).nonzero().flatten()
-        top = rest[:, wide].mul_(1 / TOP).round_()
-        rest = rest.index_add(1, wide, top, alpha=-TOP)
-    pair = torch.empty(len(rows), 2 * k, dtype=torch.int8, device=rows.device)
-    split_digits(rest, pair[:, :k], pair[:, k:])
-    # In place where it can be: fresh memory costs more than the arithmetic.
-    # high·high, then high·low + low·high (of which the former weighs double), then low·low.
-    out = int_mm(pair[:, :k], high_weights).double()
-    out = int_mm(pair, digits[: 2 * k]).double().add_(out, alpha=BYTE)
-    out = int_mm(pair[:, k:], low_weights).double().add_(out, alpha=DIGIT)
-    if wide is not None and top is not None:
-        top = top.to(torch.int8)
-        more = int_mm(top, high_weights[wide]).double()
-        more = int_mm(top, low_weights[wide]).double().add_(more, alpha=DIGIT)
-        out.add_(more, alpha=TOP)
-    return out
 
 
 @cache

@@ -12,7 +12,7 @@ from hpcm_scale.entropy.exact.function_tables import GATE_BITS
 from hpcm_scale.entropy.exact.functions import Sigmoid, added, gated
 from hpcm_scale.entropy.exact.grid import GRID_BITS, requantize
 from hpcm_scale.entropy.exact.kernels import ORIGINAL_KERNELS, Kernels
-from hpcm_scale.entropy.exact.layers import bordered, neighbours, strips
+from hpcm_scale.entropy.exact.neighbourhoods import bordered, neighbours, strips
 from hpcm_scale.entropy.exact.wkv import exact_wkv
 from hpcm_scale.errors import CheckpointError
 from hpcm_scale.models.blocks.rwkv import ChannelMix, Gate, OmniShift, RwkvBlock, SpatialMix

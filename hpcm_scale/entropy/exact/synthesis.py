@@ -5,7 +5,8 @@ import torch
 from torch import Tensor, nn
 
 from hpcm_scale.entropy.exact.grid import GRID, divide, requantize
-from hpcm_scale.entropy.exact.layers import ExactPConvRB, ExactUp, bordered, strips
+from hpcm_scale.entropy.exact.layers import ExactPConvRB, ExactUp
+from hpcm_scale.entropy.exact.neighbourhoods import bordered, strips
 from hpcm_scale.entropy.exact.pixels import (
     COLOUR_FACTOR,
     GREY_DIVISOR,
