@@ -131,6 +131,25 @@ def test_the_second_recipe_ends_where_the_page_says():
     assert max(abs(float(found[i])) for i in (2, 3)) < 0.3
 
 
+def test_half_precision_ends_where_single_does():
+    records = RECORDS.parent / "precision"
+    text = " ".join(STUDY.read_text().split())
+    half, single = (
+        np.array([read_run(records / f"w0.1{kind}-s{n}").final["loss"] for n in (1, 2, 3)])
+        for kind in ("", "-fp32")
+    )
+    for seed, ends in enumerate(zip(half, single, strict=True), start=1):
+        assert f"| {seed} | {ends[0]:.3f} | {ends[1]:.3f} |" in text
+    spreads = [100 * ends.std(ddof=1) / ends.mean() for ends in (half, single)]
+    assert f"is {spreads[0]:.2f} % in bf16 and {spreads[1]:.2f} % in fp32" in text
+    assert 100 * abs(half.mean() / single.mean() - 1) < min(spreads)
+    ladder = ROOT / "configs" / "ladders" / "precision.yaml"
+    command = ["ladder", "compare", str(ladder), "--records", str(records)]
+    shown = CliRunner().invoke(app, command, env={"COLUMNS": "200"}).output
+    found = re.search("fp32 .*?([+-][\\d.]+)%\\s+([+-][\\d.]+)% … ([+-][\\d.]+)%", shown)
+    assert "{1} % ({2} % to {3} %)".format(*found.group(0, 1, 2, 3)) in text
+
+
 def test_the_page_says_which_learning_rates_were_best():
     records = RECORDS.parent / "learning-rates"
     text = STUDY.read_text()
