@@ -15,9 +15,11 @@ from hpcm_scale.entropy.exact.integer_weights import NOTHING, Addend
 from hpcm_scale.entropy.exact.neighbourhoods import largest_of, patches
 from hpcm_scale.entropy.exact.product import (
     LARGEST_INPUTS,
+    TOP,
     Views,
     multiplies_bytes,
     split_digits,
+    split_top,
 )
 from hpcm_scale.entropy.exact.scaled_weights import (
     BYTE,
@@ -94,18 +96,23 @@ class NarrowProduct:
 
     def sums(self, rows: Tensor, operand: Tensor, largest: float | None = None) -> Tensor:
         """Σ W·a of `rows`, each rounded to float32 once: (R, O); arguments as of `multiply`."""
+        if operand.dtype == torch.float64:
+            return (rows.double() @ operand).float()
         rows = rows.float()
         if largest is None:
             largest = largest_of(rows) if rows.numel() else 0.0
-        if operand.dtype == torch.float64 or largest > TWO_DIGIT_MAX:
-            return (rows.double() @ operand.double()).float()
+        rows, top, wide = split_top(rows, largest)
         count, inputs = rows.shape
         in_bytes = operand.dtype == torch.int8
         digits = rows.new_empty(2 * count, inputs, dtype=operand.dtype)
         split_digits(rows, digits[:count], digits[count:])
+        multiply = int_mm if in_bytes else torch.mm
+        if top is not None:
+            sums = multiply(digits, operand)
+            return _added_up(sums, multiply(top.to(operand.dtype), operand[wide]))
         # In place where it can be: fresh memory costs more than the arithmetic.
         if not in_bytes:
-            high, low = (digits @ operand).split(count)
+            high, low = multiply(digits, operand).chunk(2)
             return low.add_(high, alpha=BYTE)  # a power of two: rounded once
         return self._in_bytes(digits, operand, largest)
 
@@ -115,6 +122,14 @@ class NarrowProduct:
         if largest * self._reach < 1 << 31:
             return low.add_(high, alpha=BYTE).float()
         return low.double().add_(high, alpha=BYTE).float()
+
+
+def _added_up(sums: Tensor, top: Tensor) -> Tensor:
+    """Sums by three digits, the high ones before the low ones (2R, O) and the top ones (R, O), each
+    exact, as one rounded to float32 once."""
+    high, low = sums.chunk(2)
+    total = low.double().add_(high.double(), alpha=BYTE)
+    return total.add_(top.double(), alpha=TOP).float()
 
 
 class NarrowDepthwise:

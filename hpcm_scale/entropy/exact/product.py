@@ -150,16 +150,11 @@ class Product:
             largest: magnitude in `rows`.
         """
         k = rows.shape[1]
-        wide, top = None, None
-        if largest > TWO_DIGIT_MAX:
-            # Few channels have values that large, and only they need a third digit.
-            wide = (rows.abs() > TWO_DIGIT_MAX).any(0).nonzero().flatten()
-            top = rows[:, wide].mul_(1 / TOP).round_()
-            rows = rows.index_add(1, wide, top, alpha=-TOP)
+        rows, top, wide = split_top(rows, largest)
         pair = torch.empty(len(rows), 2 * k, dtype=torch.int8, device=rows.device)
         split_digits(rows, pair[:, :k], pair[:, k:])
         out = self._sums(pair, digits)
-        if wide is not None and top is not None:
+        if top is not None:
             _, high_weights, low_weights = digits.chunk(3)
             top = top.to(torch.int8)
             more = int_mm(top, high_weights[wide]).double()
@@ -212,6 +207,21 @@ class Depthwise:
             out.addcmul_(view, tap)
         assert out is not None  # a kernel has taps
         return out
+
+
+def split_top(rows: Tensor, largest: float) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Integers (R, K), the largest magnitude of which is given, as rest + `TOP`·top.
+
+    Few channels have values that need it: top is of those alone, (R, W).
+
+    Returns:
+        rest, of at most `TWO_DIGIT_MAX`; top, of a digit, and those channels (W,): None for none.
+    """
+    if largest <= TWO_DIGIT_MAX:
+        return rows, None, None
+    wide = (rows.abs() > TWO_DIGIT_MAX).any(0).nonzero().flatten()
+    top = rows[:, wide].mul_(1 / TOP).round_()
+    return rows.index_add(1, wide, top, alpha=-TOP), top, wide
 
 
 def split_digits(rows: Tensor, high: Tensor, low: Tensor) -> None:
