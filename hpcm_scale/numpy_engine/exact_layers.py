@@ -25,6 +25,7 @@ from hpcm_scale.entropy.exact.softmax import (
 )
 from hpcm_scale.numpy_engine.exact_product import NarrowProduct, Product, product, requantize
 from hpcm_scale.numpy_engine.parameters import Parameters
+from hpcm_scale.numpy_engine.side_by_side import each
 from hpcm_scale.numpy_engine.windows import bordered, columns, strips
 
 _SLOPE = SLOPE_NUMERATOR / SLOPE_DENOMINATOR
@@ -76,9 +77,12 @@ class Linear:
         h, w, c = x.shape
         out = np.empty((h, w, self._product.outputs), np.float32)
         operand = self._product.operand()
-        for part in strips(h, w, self._channels):
+
+        def work(part: slice) -> None:
             rows = requantize(self._product.multiply(x[part].reshape(-1, c), operand))
             out[part] = rows.reshape(-1, w, self._product.outputs)
+
+        each(work, strips(h, w, self._channels))
         return out
 
 
@@ -97,9 +101,12 @@ class Up:
         h, w, c = x.shape
         out = np.empty((h, 2, w, 2, self._outputs), np.float32)
         operand = self._product.operand()
-        for part in strips(h, w, 5 * self._outputs):
+
+        def work(part: slice) -> None:
             rows = requantize(self._product.multiply(x[part].reshape(-1, c), operand))
             out[part] = rows.reshape(-1, w, 2, 2, self._outputs).transpose(0, 2, 1, 3, 4)
+
+        each(work, strips(h, w, 5 * self._outputs))
         return out.reshape(2 * h, 2 * w, self._outputs)
 
 
@@ -133,7 +140,8 @@ class _Block:
         out = np.empty_like(x)
         expand, project = self._expand.operand(), self._project.operand()
         spatial = self._spatial_operand()
-        for part in strips(h, w, self._hidden):
+
+        def work(part: slice) -> None:
             mixed = self._mix(x, part, spatial).reshape(-1, c)
             hidden = self._expand.multiply(mixed, expand)
             # LeakyReLU, for the slope is between 0 and 1; its products are exact.
@@ -141,6 +149,8 @@ class _Block:
             total = self._project.multiply(requantize(hidden), project)
             total += x[part].reshape(-1, c)
             out[part] = requantize(total).reshape(-1, w, c)
+
+        each(work, strips(h, w, self._hidden))
         return out
 
     def _spatial_operand(self) -> np.ndarray | None:
@@ -263,7 +273,8 @@ class WindowFusion:
         layers = (self._query, self._key, self._value, self._out)
         operands = [layer.operand() for layer in layers]
         out = np.empty_like(psi)
-        for block in strips(h // s, w, s * max(c, heads * s * s)):
+
+        def work(block: slice) -> None:
             part = slice(s * block.start, s * block.stop)
             rows, read = psi[part].reshape(-1, c), context[part].reshape(-1, c)
             query, key, value = (
@@ -277,6 +288,8 @@ class WindowFusion:
             total = self._out.multiply(rows, operands[-1]).astype(np.float64, copy=False)
             total += attended * 2.0**-WEIGHT_BITS
             out[part] = requantize(total).reshape(-1, w, c)
+
+        each(work, strips(h // s, w, s * max(c, heads * s * s)))
         return out
 
     def _weights(self, query: np.ndarray, key: np.ndarray) -> np.ndarray:

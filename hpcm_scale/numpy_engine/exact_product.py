@@ -93,18 +93,30 @@ class NarrowProduct:
 
     def _sums(self, rows: np.ndarray, operand: np.ndarray) -> np.ndarray:
         """Σ W·a of `rows`, each rounded to float32 once: (R, O)."""
-        largest = max(rows.max(initial=0), -rows.min(initial=0))
-        if operand.dtype == np.float64 or largest > TWO_DIGIT_MAX:
-            wide = rows.astype(np.float64, copy=False) @ operand.astype(np.float64, copy=False)
-            return wide.astype(np.float32)
-        # Digits of a byte, whose sums float32 holds; their own sum is rounded once.
+        if operand.dtype == np.float64:
+            return (rows.astype(np.float64, copy=False) @ operand).astype(np.float32)
         rows = rows.astype(np.float32, copy=False)
-        high = np.floor(rows * np.float32(1 / BYTE) + np.float32(0.5))
-        low = rows - high * np.float32(BYTE)
+        if max(rows.max(initial=0), -rows.min(initial=0)) > TWO_DIGIT_MAX:
+            # Few channels have values that large, and only they need more than float32 holds.
+            wide = (np.abs(rows) > TWO_DIGIT_MAX).any(axis=0)
+            more = rows[:, wide].astype(np.float64) @ operand[wide].astype(np.float64)
+            rows = np.where(wide, np.float32(0), rows)
+            high, low = _digits(rows)
+            more += (high @ operand).astype(np.float64) * BYTE
+            more += low @ operand
+            return more.astype(np.float32)
+        # Digits of a byte, whose sums float32 holds; their own sum is rounded once.
+        high, low = _digits(rows)
         out = high @ operand
         out *= np.float32(BYTE)
         out += low @ operand
         return out
+
+
+def _digits(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Integers of at most `TWO_DIGIT_MAX` in float32 as 256·high + low, both −128 to 127."""
+    high = np.floor(rows * np.float32(1 / BYTE) + np.float32(0.5))
+    return high, rows - high * np.float32(BYTE)
 
 
 def product(

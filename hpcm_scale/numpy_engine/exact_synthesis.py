@@ -16,6 +16,7 @@ from hpcm_scale.entropy.exact.pixels import (
 from hpcm_scale.numpy_engine import exact_layers as exact
 from hpcm_scale.numpy_engine.exact_product import requantize
 from hpcm_scale.numpy_engine.parameters import Parameters
+from hpcm_scale.numpy_engine.side_by_side import each
 from hpcm_scale.numpy_engine.windows import bordered, strips
 
 
@@ -67,7 +68,8 @@ class Synthesis:
         places = weight.shape[:5]  # (2, 2, T, T, 3)
         matrix = weight.reshape(-1, c)
         out = np.empty((h, STRIDE, w, STRIDE) if grey else (h, STRIDE, w, STRIDE, 3), np.uint8)
-        for part in strips(h, w, len(matrix)):
+
+        def work(part: slice) -> None:
             around = bordered(x, part, reach, np.float64)
             r = part.stop - part.start
             # What each position adds to the pixels around it, plane by plane.
@@ -79,6 +81,8 @@ class Synthesis:
                     down, right = reach + offsets[a, i], reach + offsets[b, j]
                     sums += products[a, b, i, j, :, down : down + r, right : right + w]
                 out[part, a, :, b] = levels(sums, grey)
+
+        each(work, strips(h, w, len(matrix)))
         return out.reshape(STRIDE * h, STRIDE * w, *out.shape[4:])
 
 

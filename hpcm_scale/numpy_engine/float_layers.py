@@ -5,6 +5,7 @@ from typing import Protocol
 import numpy as np
 
 from hpcm_scale.numpy_engine.parameters import Parameters
+from hpcm_scale.numpy_engine.side_by_side import each
 from hpcm_scale.numpy_engine.windows import bordered, columns, strips
 
 SLOPE = np.float32(0.01)
@@ -32,10 +33,13 @@ class Down:
         h, w, _ = x.shape
         border = self._kernel // 2 - 1
         out = np.empty((h // 2, w // 2, len(self._bias)), np.float32)
-        for part in strips(h // 2, w // 2, len(self._weight)):
+
+        def work(part: slice) -> None:
             rows = slice(2 * part.start, 2 * part.stop)
             taps = columns(bordered(x, rows, border, np.float32), self._kernel, 2)
             np.matmul(taps, self._weight, out=out[part])
+
+        each(work, strips(h // 2, w // 2, len(self._weight)))
         out += self._bias
         return out
 
@@ -64,12 +68,15 @@ class Up:
     def __call__(self, x: np.ndarray) -> np.ndarray:
         h, w, _ = x.shape
         out = np.empty((h, 2, w, 2, self._outputs), np.float32)
-        for part in strips(h, w, max(self._weight.shape)):
+
+        def work(part: slice) -> None:
             around = bordered(x, part, self._reach, np.float32)
             taps = columns(around, self._side) if self._reach else around
             blocks = np.matmul(taps, self._weight).reshape(-1, w, 2, 2, self._outputs)
             blocks += self._bias
             out[part] = blocks.transpose(0, 2, 1, 3, 4)
+
+        each(work, strips(h, w, max(self._weight.shape)))
         return out.reshape(2 * h, 2 * w, self._outputs)
 
 
@@ -93,7 +100,8 @@ class PConvRB:
         h, w, c = x.shape
         mixed, hidden_channels = self._taps.shape[1], len(self._project)
         out = np.empty_like(x)
-        for part in strips(h, w, hidden_channels):
+
+        def work(part: slice) -> None:
             rows = x[part]
             taps = columns(bordered(x[..., :mixed], part, 1, np.float32), 3)
             spatial = rows.copy()
@@ -105,4 +113,6 @@ class PConvRB:
             total = (hidden @ self._project).reshape(rows.shape)
             total += self._project_bias
             np.add(total, rows, out=out[part])
+
+        each(work, strips(h, w, hidden_channels))
         return out

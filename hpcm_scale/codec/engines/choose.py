@@ -1,7 +1,6 @@
 """Which engine computes, and a model file loaded into it."""
 
 import importlib.util
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Union, cast
 
@@ -95,7 +94,9 @@ def threads_of(name: Name) -> int:
         import torch
 
         return torch.get_num_threads()
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    from hpcm_scale.numpy_engine.side_by_side import thread_count
+
+    return thread_count()
 
 
 def set_threads(name: Name, threads: int) -> None:
@@ -105,6 +106,6 @@ def set_threads(name: Name, threads: int) -> None:
 
         torch.set_num_threads(threads)
     else:
-        from threadpoolctl import threadpool_limits
+        from hpcm_scale.numpy_engine.side_by_side import set_thread_count
 
-        threadpool_limits(threads)
+        set_thread_count(threads)

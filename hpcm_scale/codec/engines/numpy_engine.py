@@ -12,6 +12,7 @@ from hpcm_scale.errors import CheckpointError
 from hpcm_scale.numpy_engine.exact_synthesis import grid_latents
 from hpcm_scale.numpy_engine.model import NumpyModel
 from hpcm_scale.numpy_engine.network import Network
+from hpcm_scale.numpy_engine.side_by_side import blas_alone
 
 
 class NumpyTransforms:
@@ -78,9 +79,8 @@ class NumpyEngine:
         return []
 
     def computing(self) -> AbstractContextManager[object]:
-        """A context in which NumPy gives no floating-point warnings."""
-        # On ARM, OpenBLAS leaves flags of faults behind that no number of its results has.
-        return np.errstate(all="ignore")
+        """A context in which threads are the engine's own."""
+        return blas_alone()
 
     def prepare(self, portable: bool) -> None:
         """Raises CheckpointError for floating-point arithmetic, which is torch's."""
