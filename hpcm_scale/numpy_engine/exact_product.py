@@ -11,6 +11,7 @@ from hpcm_scale.entropy.exact.integer_weights import NOTHING, Addend, IntegerWei
 from hpcm_scale.entropy.exact.scaled_weights import (
     BYTE,
     FLOAT_INPUTS,
+    FLOAT_SUM,
     TWO_DIGIT_MAX,
     ScaledWeights,
 )
@@ -78,6 +79,7 @@ class NarrowProduct:
         self.outputs = len(bias)
         self._integers = np.ascontiguousarray(scaled.weight.T, np.int8)
         self._unit, self._bias = scaled.unit, scaled.bias
+        self._reach = scaled.reach
 
     def operand(self) -> np.ndarray:
         """Weights in the form that `multiply` takes; made once for all the rows of an array."""
@@ -96,7 +98,10 @@ class NarrowProduct:
         if operand.dtype == np.float64:
             return (rows.astype(np.float64, copy=False) @ operand).astype(np.float32)
         rows = rows.astype(np.float32, copy=False)
-        if max(rows.max(initial=0), -rows.min(initial=0)) > TWO_DIGIT_MAX:
+        largest = max(rows.max(initial=0), -rows.min(initial=0))
+        if largest * self._reach < FLOAT_SUM:
+            return rows @ operand
+        if largest > TWO_DIGIT_MAX:
             # Few channels have values that large, and only they need more than float32 holds.
             wide = (np.abs(rows) > TWO_DIGIT_MAX).any(axis=0)
             more = rows[:, wide].astype(np.float64) @ operand[wide].astype(np.float64)

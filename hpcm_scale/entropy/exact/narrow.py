@@ -29,7 +29,8 @@ from hpcm_scale.entropy.exact.scaled_weights import (
     TWO_DIGIT_MAX,
     ScaledWeights,
 )
-from hpcm_scale.models.torch_internals import int_mm
+from hpcm_scale.models.linear import use_onednn
+from hpcm_scale.models.torch_internals import int_mm, linear_pointwise
 
 
 class NarrowProduct:
@@ -106,7 +107,7 @@ class NarrowProduct:
         in_bytes = operand.dtype == torch.int8
         digits = rows.new_empty(2 * count, inputs, dtype=operand.dtype)
         split_digits(rows, digits[:count], digits[count:])
-        multiply = int_mm if in_bytes else torch.mm
+        multiply = int_mm if in_bytes else _in_floats
         if top is not None:
             sums = multiply(digits, operand)
             return _added_up(sums, multiply(top.to(operand.dtype), operand[wide]))
@@ -122,6 +123,14 @@ class NarrowProduct:
         if largest * self._reach < 1 << 31:
             return low.add_(high, alpha=BYTE).float()
         return low.double().add_(high, alpha=BYTE).float()
+
+
+def _in_floats(rows: Tensor, operand: Tensor) -> Tensor:
+    """Rows (R, K) times weights (K, O) in float32, which holds every partial sum."""
+    # Even of factors rounded to bfloat16, as oneDNN may be told to: digits and weights are bytes.
+    if use_onednn(rows) and len(operand):
+        return linear_pointwise(rows, operand.t(), None, "none", [])
+    return rows @ operand
 
 
 def _added_up(sums: Tensor, top: Tensor) -> Tensor:
