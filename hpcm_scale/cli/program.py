@@ -4,6 +4,7 @@ Heavy imports stay inside the verbs, so that `hpcm-scale --help` and the fits do
 """
 
 import os
+import platform
 import signal
 import sys
 from functools import cached_property
@@ -12,6 +13,9 @@ from typing import TYPE_CHECKING, Any, NoReturn, cast
 # Before torch is loaded: threads that wait for each other sleep. Spinning, two threads on cores
 # that others use take ten times as long.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# The NumPy engine has threads of its own. On ARM torch too may have this BLAS.
+if platform.machine() in ("x86_64", "AMD64"):
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 # A rank whose connections break says why in a line; torch would add a page of C++ frames.
 os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 

@@ -8,11 +8,14 @@ with one, and BLAS has one thread in each.
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from threading import Lock
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from concurrent.futures import ThreadPoolExecutor
 
 
 class _Threads:
@@ -23,7 +26,9 @@ class _Threads:
         self._pool: ThreadPoolExecutor | None = None
         self._lock = Lock()
 
-    def pool(self) -> ThreadPoolExecutor:
+    def pool(self) -> "ThreadPoolExecutor":
+        from concurrent.futures import ThreadPoolExecutor
+
         with self._lock:
             if self._pool is None:
                 self._pool = ThreadPoolExecutor(max(1, thread_count() - 1), "numpy-engine")
@@ -44,12 +49,11 @@ if hasattr(os, "register_at_fork"):
 
 
 def thread_count() -> int:
-    """Threads that work: as set, else as the environment tells BLAS, else one a core."""
+    """Threads that work: as set, else OMP_NUM_THREADS, else one a core."""
     if _THREADS.count is not None:
         return _THREADS.count
-    for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"):
-        if (told := os.environ.get(name, "")).isdecimal() and int(told) > 0:
-            return int(told)
+    if (told := os.environ.get("OMP_NUM_THREADS", "")).isdecimal() and int(told) > 0:
+        return int(told)
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
@@ -63,11 +67,17 @@ def set_thread_count(count: int) -> None:
 @contextmanager
 def blas_alone() -> Iterator[None]:
     """A context in which BLAS has one thread, and NumPy gives no floating-point warnings."""
-    from threadpoolctl import threadpool_limits  # here: what does not compute waits for none
-
     # On ARM, OpenBLAS leaves flags of faults behind that no number of its results has.
-    with threadpool_limits(1, user_api="blas"), np.errstate(all="ignore"):
+    with np.errstate(all="ignore"), _limited():
         yield
+
+
+def _limited() -> AbstractContextManager[object]:
+    if os.environ.get("OPENBLAS_NUM_THREADS") == "1":  # since before NumPy was loaded, perhaps
+        return nullcontext()
+    from threadpoolctl import threadpool_limits  # here: it takes as long as a small picture
+
+    return threadpool_limits(1, user_api="blas")
 
 
 def each(work: Callable[[slice], None], parts: Iterable[slice]) -> None:

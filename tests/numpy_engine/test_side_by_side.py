@@ -67,10 +67,11 @@ def test_a_forked_process_has_threads_of_its_own() -> None:
     assert os.waitstatus_to_exitcode(status) == 0
 
 
-def test_blas_has_one_thread_while_the_engine_computes() -> None:
+def test_blas_has_one_thread_while_the_engine_computes(monkeypatch: pytest.MonkeyPatch) -> None:
     def counts() -> list[int]:
         return [pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"]
 
+    monkeypatch.delenv("OPENBLAS_NUM_THREADS", raising=False)
     before = counts()
     with side_by_side.blas_alone():
         assert set(counts()) == {1}
@@ -79,11 +80,10 @@ def test_blas_has_one_thread_while_the_engine_computes() -> None:
 
 def test_the_environment_s_number_of_threads_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(side_by_side, "_THREADS", side_by_side._Threads())
-    monkeypatch.setenv("OPENBLAS_NUM_THREADS", "7")
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
     assert side_by_side.thread_count() == 7
-    monkeypatch.setenv("OPENBLAS_NUM_THREADS", "many")
-    monkeypatch.setenv("OMP_NUM_THREADS", "3")
-    assert side_by_side.thread_count() == 3
+    monkeypatch.setenv("OMP_NUM_THREADS", "many")
+    assert side_by_side.thread_count() >= 1
 
 
 @pytest.mark.parametrize("largest", [32639, 32640, 127 << 14])
