@@ -30,9 +30,9 @@ TRIAL = 4096
 """Bytes of each sum that is tried before byte products are relied on."""
 OUTPUTS = 256
 """Output channels whose weights are made integers at a time."""
-LEAST_CHANNELS = 24
-"""Of fewer inputs or outputs, sums are quicker in float64 on a CPU than in bytes: taking digits
-apart and putting sums together costs more than is won."""
+LEAST_CHANNELS = 96
+"""Of fewer inputs or outputs, sums are as quick in float64 on a CPU as in bytes: taking digits apart
+and putting sums together costs what is won."""
 
 
 Views = Callable[[Tensor], Iterator[Tensor]]
