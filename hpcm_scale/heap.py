@@ -1,6 +1,7 @@
 """What the C library does with memory that is freed, where it is glibc."""
 
 import ctypes
+import sys
 
 from hpcm_scale.units import MIB
 
@@ -11,7 +12,8 @@ TIGHT_HEAP_BOUNDARY = 4 * MIB
 """The same in a run whose optimizer state is on disks. A step of 1B on one rank of
 launch/one_billion.sh then peaks at 6.0 instead of 8.7 GiB, at the same speed."""
 KEPT = 128 * MIB
-"""Free memory at the heap's end that stays with the process."""
+"""Free memory at the end of the main heap that stays with the process; those of other threads are
+smaller."""
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 """glibc's numbers of those parameters of mallopt."""
 
@@ -45,5 +47,7 @@ def settle_heap(tight: bool) -> None:
 
 
 def _glibc() -> ctypes.CDLL | None:
+    if sys.platform != "linux":
+        return None
     libc = ctypes.CDLL(None)
     return libc if hasattr(libc, "malloc_trim") else None

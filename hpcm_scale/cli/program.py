@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, cast
 # that others use take ten times as long.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 # The NumPy engine has threads of its own. On ARM torch too may have this BLAS.
-if platform.machine() in ("x86_64", "AMD64"):
+if platform.machine() == "x86_64" and "numpy" not in sys.modules:
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 # A rank whose connections break says why in a line; torch would add a page of C++ frames.
 os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")

@@ -29,11 +29,12 @@ float32, measured."""
 
 def use_onednn(x: Tensor) -> bool:
     """Whether products of x are oneDNN's fused ones."""
-    if not HAS_LINEAR_POINTWISE or x.device.type != "cpu" or x.numel() == 0:
-        return False
-    suits = x.dtype == torch.float32 or (x.dtype == torch.bfloat16 and has_native_bf16())
     # torch.compile takes the operators for its own, with weights packed before.
-    return suits and not torch.compiler.is_compiling()
+    if not HAS_LINEAR_POINTWISE or torch.compiler.is_compiling():
+        return False
+    if x.device.type != "cpu" or x.numel() == 0:
+        return False
+    return x.dtype == torch.float32 or (x.dtype == torch.bfloat16 and has_native_bf16())
 
 
 CONVOLUTION_POSITIONS = 4096
@@ -89,7 +90,8 @@ def linear_add(x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor) -> Ten
 def weight_gradient(grad: Tensor, x: Tensor) -> Tensor:
     """gradᵀ x (O, I) of grad (n, O) and x (n, I), both contiguous; no gradient.
 
-    For others oneDNN has only its reference loops, a hundred times slower.
+    For others oneDNN has only its reference loops, a hundred times slower. The result may be a view
+    that lies by columns.
     """
     if grad.shape[1] > x.shape[1] and x.device.type == "cpu":
         return weight_gradient(x, grad).t()  # up to five times as fast

@@ -25,7 +25,7 @@ from hpcm_scale.entropy.exact.softmax import (
 )
 from hpcm_scale.numpy_engine.exact_product import NarrowProduct, Product, product, requantize
 from hpcm_scale.numpy_engine.parameters import Parameters
-from hpcm_scale.numpy_engine.side_by_side import each
+from hpcm_scale.numpy_engine.threads import parallel_for
 from hpcm_scale.numpy_engine.windows import bordered, columns, strips
 
 _SLOPE = SLOPE_NUMERATOR / SLOPE_DENOMINATOR
@@ -82,7 +82,7 @@ class Linear:
             rows = requantize(self._product.multiply(x[part].reshape(-1, c), operand))
             out[part] = rows.reshape(-1, w, self._product.outputs)
 
-        each(work, strips(h, w, self._channels))
+        parallel_for(work, strips(h, w, self._channels))
         return out
 
 
@@ -106,7 +106,7 @@ class Up:
             rows = requantize(self._product.multiply(x[part].reshape(-1, c), operand))
             out[part] = rows.reshape(-1, w, 2, 2, self._outputs).transpose(0, 2, 1, 3, 4)
 
-        each(work, strips(h, w, 5 * self._outputs))
+        parallel_for(work, strips(h, w, 5 * self._outputs))
         return out.reshape(2 * h, 2 * w, self._outputs)
 
 
@@ -150,7 +150,7 @@ class _Block:
             total += x[part].reshape(-1, c)
             out[part] = requantize(total).reshape(-1, w, c)
 
-        each(work, strips(h, w, self._hidden))
+        parallel_for(work, strips(h, w, self._hidden))
         return out
 
     def _spatial_operand(self) -> np.ndarray | None:
@@ -289,7 +289,7 @@ class WindowFusion:
             total += attended * 2.0**-WEIGHT_BITS
             out[part] = requantize(total).reshape(-1, w, c)
 
-        each(work, strips(h // s, w, s * max(c, heads * s * s)))
+        parallel_for(work, strips(h // s, w, s * max(c, heads * s * s)))
         return out
 
     def _weights(self, query: np.ndarray, key: np.ndarray) -> np.ndarray:

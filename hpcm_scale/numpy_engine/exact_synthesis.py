@@ -16,7 +16,7 @@ from hpcm_scale.entropy.exact.pixels import (
 from hpcm_scale.numpy_engine import exact_layers as exact
 from hpcm_scale.numpy_engine.exact_product import requantize
 from hpcm_scale.numpy_engine.parameters import Parameters
-from hpcm_scale.numpy_engine.side_by_side import each
+from hpcm_scale.numpy_engine.threads import parallel_for
 from hpcm_scale.numpy_engine.windows import bordered, strips
 
 
@@ -82,7 +82,7 @@ class Synthesis:
                     sums += products[a, b, i, j, :, down : down + r, right : right + w]
                 out[part, a, :, b] = levels(sums, grey)
 
-        each(work, strips(h, w, len(matrix)))
+        parallel_for(work, strips(h, w, len(matrix)))
         return out.reshape(STRIDE * h, STRIDE * w, *out.shape[4:])
 
 

@@ -5,7 +5,7 @@ from typing import Protocol
 import numpy as np
 
 from hpcm_scale.numpy_engine.parameters import Parameters
-from hpcm_scale.numpy_engine.side_by_side import each
+from hpcm_scale.numpy_engine.threads import parallel_for
 from hpcm_scale.numpy_engine.windows import bordered, columns, strips
 
 SLOPE = np.float32(0.01)
@@ -39,7 +39,7 @@ class Down:
             taps = columns(bordered(x, rows, border, np.float32), self._kernel, 2)
             np.matmul(taps, self._weight, out=out[part])
 
-        each(work, strips(h // 2, w // 2, len(self._weight)))
+        parallel_for(work, strips(h // 2, w // 2, len(self._weight)))
         out += self._bias
         return out
 
@@ -76,7 +76,7 @@ class Up:
             blocks += self._bias
             out[part] = blocks.transpose(0, 2, 1, 3, 4)
 
-        each(work, strips(h, w, max(self._weight.shape)))
+        parallel_for(work, strips(h, w, max(self._weight.shape)))
         return out.reshape(2 * h, 2 * w, self._outputs)
 
 
@@ -114,5 +114,5 @@ class PConvRB:
             total += self._project_bias
             np.add(total, rows, out=out[part])
 
-        each(work, strips(h, w, hidden_channels))
+        parallel_for(work, strips(h, w, hidden_channels))
         return out

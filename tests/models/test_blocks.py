@@ -1,5 +1,7 @@
 """The fused pair of 1×1 convolutions against the plain operations, values and gradients."""
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -99,3 +101,37 @@ def test_few_positions_by_convolution_give_what_products_give(channels, monkeypa
     )
     for one, other in zip(found, expected, strict=True):
         assert torch.allclose(one, other, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("positions", [4096, 4100])
+@pytest.mark.parametrize(("channels", "expansion"), [(8, 4), (16, 4), (48, 1), (64, 2)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_pair_s_gradients_are_those_of_exact_numbers(positions, channels, expansion, dtype):
+    """On both sides of where oneDNN takes over, and of where convolutions do, against float64."""
+    torch.manual_seed(0)
+    pair = residual.ResidualPair(channels, expansion).to(dtype)
+    shape = (1, channels, positions // 4, 4)
+    x, h, weights = (
+        torch.randn(shape).to(dtype, memory_format=torch.channels_last) for _ in range(3)
+    )
+    x.requires_grad_(), h.requires_grad_()
+    exact = copy.deepcopy(pair).double()
+    ends = [
+        torch.autograd.grad(net(*given), (*given, *net.parameters()), like)
+        for net, given, like in (
+            (pair, (x, h), weights),
+            (exact, tuple(t.detach().double().requires_grad_() for t in (x, h)), weights.double()),
+        )
+    ]
+    # A hidden value near 0 may lie on the other side of the bend.
+    slack = 5e-3 if dtype == torch.float32 else 2e-2
+    for found, expected in zip(*ends, strict=True):
+        assert (found.double() - expected).norm() <= slack * expected.norm()
+
+
+def test_half_precision_compiles_in_one_graph():
+    pair = residual.ResidualPair(8, 2).to(torch.bfloat16)
+    x = torch.randn(1, 8, 8, 8).to(torch.bfloat16, memory_format=torch.channels_last)
+    with torch.no_grad():
+        compiled = torch.compile(pair, backend="eager", fullgraph=True)
+        assert torch.allclose(compiled(x, x).float(), pair(x, x).float(), atol=0.1)

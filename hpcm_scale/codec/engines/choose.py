@@ -94,7 +94,7 @@ def threads_of(name: Name) -> int:
         import torch
 
         return torch.get_num_threads()
-    from hpcm_scale.numpy_engine.side_by_side import thread_count
+    from hpcm_scale.numpy_engine.threads import thread_count
 
     return thread_count()
 
@@ -106,6 +106,6 @@ def set_threads(name: Name, threads: int) -> None:
 
         torch.set_num_threads(threads)
     else:
-        from hpcm_scale.numpy_engine.side_by_side import set_thread_count
+        from hpcm_scale.numpy_engine.threads import set_thread_count
 
         set_thread_count(threads)

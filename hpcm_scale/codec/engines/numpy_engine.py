@@ -12,7 +12,7 @@ from hpcm_scale.errors import CheckpointError
 from hpcm_scale.numpy_engine.exact_synthesis import grid_latents
 from hpcm_scale.numpy_engine.model import NumpyModel
 from hpcm_scale.numpy_engine.network import Network
-from hpcm_scale.numpy_engine.side_by_side import blas_alone
+from hpcm_scale.numpy_engine.threads import single_threaded_blas
 
 
 class NumpyTransforms:
@@ -80,7 +80,7 @@ class NumpyEngine:
 
     def computing(self) -> AbstractContextManager[object]:
         """A context in which threads are the engine's own."""
-        return blas_alone()
+        return single_threaded_blas()
 
     def prepare(self, portable: bool) -> None:
         """Raises CheckpointError for floating-point arithmetic, which is torch's."""

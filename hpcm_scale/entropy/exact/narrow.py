@@ -70,9 +70,9 @@ class NarrowProduct:
         """The product of `rows` (R, K), float32 or float64.
 
         Args:
-            largest: magnitude in `rows`, if it is known.
+            largest: what no magnitude in `rows` is above, if it is known.
         """
-        return self._settled(self.sums(rows, operand, largest))
+        return self._in_grid_points(self.sums(rows, operand, largest))
 
     def multiply_patches(self, around: Tensor, side: int, operand: Tensor) -> Tensor:
         """The product of what the positions of some image rows meet: (r·W, O).
@@ -85,9 +85,11 @@ class NarrowProduct:
             return self.multiply(patches(around, side), operand, largest)
         digits = around.new_empty(2, *around.shape, dtype=torch.int8)
         split_digits(around, digits[0], digits[1])
-        return self._settled(self._in_bytes(patches(digits, side).flatten(0, 1), operand, largest))
+        return self._in_grid_points(
+            self._from_digits(patches(digits, side).flatten(0, 1), operand, largest)
+        )
 
-    def _settled(self, sums: Tensor) -> Tensor:
+    def _in_grid_points(self, sums: Tensor) -> Tensor:
         return sums.mul_(self._unit).add_(self._bias)
 
     @property
@@ -115,9 +117,9 @@ class NarrowProduct:
         if not in_bytes:
             high, low = multiply(digits, operand).chunk(2)
             return low.add_(high, alpha=BYTE)  # a power of two: rounded once
-        return self._in_bytes(digits, operand, largest)
+        return self._from_digits(digits, operand, largest)
 
-    def _in_bytes(self, digits: Tensor, operand: Tensor, largest: float) -> Tensor:
+    def _from_digits(self, digits: Tensor, operand: Tensor, largest: float) -> Tensor:
         """Sums (R, O) of activations' digits (2R, K) int8, the high ones first."""
         high, low = int_mm(digits, operand).chunk(2)
         if largest * self._reach < 1 << 31:
@@ -128,7 +130,7 @@ class NarrowProduct:
 def _in_floats(rows: Tensor, operand: Tensor) -> Tensor:
     """Rows (R, K) times weights (K, O) in float32, which holds every partial sum."""
     # Even of factors rounded to bfloat16, as oneDNN may be told to: digits and weights are bytes.
-    if use_onednn(rows) and len(operand):
+    if use_onednn(rows):
         return linear_pointwise(rows, operand.t(), None, "none", [])
     return rows @ operand
 

@@ -31,8 +31,8 @@ TRIAL = 4096
 OUTPUTS = 256
 """Output channels whose weights are made integers at a time."""
 LEAST_CHANNELS = 96
-"""Of fewer inputs or outputs, sums are as quick in float64 on a CPU as in bytes: taking digits apart
-and putting sums together costs what is won."""
+"""Of fewer inputs or outputs, sums are as quick in float64 on a CPU as in bytes: taking digits
+apart and putting sums together costs what is won."""
 
 
 Views = Callable[[Tensor], Iterator[Tensor]]
@@ -112,11 +112,11 @@ class Product:
         Ones are for operands in float64, and spare it adding the bias.
 
         Args:
-            largest: magnitude in `rows`, if it is known.
+            largest: what no magnitude in `rows` is above, if it is known.
         """
         if operand.dtype == torch.int8:
             largest = largest_of(rows) if largest is None else largest
-            return self._settled(self._in_bytes(rows.float(), operand, largest))
+            return self._in_grid_points(self._in_bytes(rows.float(), operand, largest))
         if rows.shape[1] == len(operand):
             return rows.double() @ operand
         return torch.addmm(self._bias, rows.double(), operand[:-1])
@@ -135,9 +135,11 @@ class Product:
             return self.multiply(patches(around, side), operand, largest)
         digits = around.new_empty(2, *around.shape, dtype=torch.int8)
         split_digits(around, digits[0], digits[1])
-        return self._settled(self._sums(torch.cat(patches(digits, side).unbind(), 1), operand))
+        return self._in_grid_points(
+            self._sums(torch.cat(patches(digits, side).unbind(), 1), operand)
+        )
 
-    def _settled(self, sums: Tensor) -> Tensor:
+    def _in_grid_points(self, sums: Tensor) -> Tensor:
         """Sums of integers (R, O), overwritten, as products in grid points."""
         # All of it is exact, so it does not matter whether the two are rounded as one.
         return torch.addcmul(self._bias, sums, self._unit, out=sums)
@@ -147,7 +149,7 @@ class Product:
 
         Args:
             digits: (3K, O) int8: twice the weights' low digits, the high ones, the low ones.
-            largest: magnitude in `rows`.
+            largest: what no magnitude in `rows` is above.
         """
         k = rows.shape[1]
         rows, top, wide = split_top(rows, largest)
