@@ -95,12 +95,17 @@ def weight_gradient(grad: Tensor, x: Tensor) -> Tensor:
     """
     if grad.shape[1] > x.shape[1] and x.device.type == "cpu":
         return weight_gradient(x, grad).t()  # up to five times as fast
-    # oneDNN first copies both to turn them over, which only large products repay.
-    is_large = grad.numel() * x.shape[1] >= WGRAD_MIN_PRODUCTS
-    is_large = is_large and grad.shape[1] >= WGRAD_MIN_CHANNELS
-    if is_large and x.dtype == torch.float32 and use_onednn(x):
+    if _repays_onednn(grad, x):
         return linear_pointwise(grad.t(), x.t(), None, "none", [])
     return grad.t() @ x
+
+
+def _repays_onednn(grad: Tensor, x: Tensor) -> bool:
+    """Whether oneDNN multiplies gradᵀ x, of grad (n, O) and x (n, I), faster than BLAS."""
+    # It first copies both to turn them over.
+    is_large = grad.numel() * x.shape[1] >= WGRAD_MIN_PRODUCTS
+    is_large = is_large and min(grad.shape[1], x.shape[1]) >= WGRAD_MIN_CHANNELS
+    return is_large and x.dtype == torch.float32 and use_onednn(x)
 
 
 class WeightGradient:
@@ -114,6 +119,8 @@ class WeightGradient:
         """Take in rows: grad (n, O) and x (n, I), both contiguous."""
         if self.sum is None:
             self.sum = weight_gradient(grad, x)
+        elif self.sum.dtype == x.dtype == torch.float32 and not _repays_onednn(grad, x):
+            self.sum.addmm_(grad.t(), x)
         else:
             # Sums over many parts: half precision would lose the later ones.
             wide = self.sum.to(torch.promote_types(self.dtype, torch.float32))
